@@ -1,0 +1,116 @@
+"""How often ``weit_kernels.plan`` picks the fastest path on random shapes, and what a wrong choice costs.
+
+    python -m benchmarks.plan_accuracy [--shapes 60] [--seed 1] [--threads 2] [--save timings.json]
+
+Every path is forced in turn, interleaved, and the median of several rounds counts. ``benchmarks.fit_rates`` reads what
+``--save`` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+import weit_kernels
+from weit_kernels.paths import PATHS
+
+Shape = dict[str, int]
+
+
+def random_shapes(count: int, seed: int) -> list[Shape]:
+    """Sizes drawn log-uniformly, from one row to thousands, dense layers of 64 k to 16 M weights."""
+    rng = random.Random(seed)
+
+    def draw(low: int, high: int) -> int:
+        return round(low * (high / low) ** rng.random())
+
+    shapes: list[Shape] = []
+    while len(shapes) < count:
+        shape = {"M": draw(1, 4096), "N": draw(1, 32), "m": draw(1, 64), "n": draw(1, 64)}
+        shape |= {"p": draw(8, 256), "q": draw(8, 256)}
+        weights = shape["m"] * shape["p"] * shape["n"] * shape["q"]
+        if 2**16 <= weights <= 2**24 and shape["M"] * weights <= 2**34:
+            shapes.append(shape)
+    return shapes
+
+
+def interleaved(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median time of each function, all of them run in turn for about ``seconds``.
+
+    Each is called once untimed before it is timed: else what follows the path that streams most memory looks slow.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    end = perf_counter() + seconds
+    while perf_counter() < end or len(next(iter(times.values()))) < 4:
+        for name, function in functions.items():
+            function()
+            start = perf_counter()
+            function()
+            times[name].append(perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(shape: Shape, train: bool, seconds: float, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of each path for one shape."""
+    M, N, m, n, p, q = (shape[key] for key in ("M", "N", "m", "n", "p", "q"))
+    x, T, S = (torch.randn(size, dtype=dtype) for size in ((M, n * q), (N, p, q), (N, m, n)))
+    dy = torch.randn(M, m * p, dtype=dtype)
+    for tensor in (x, T, S):
+        tensor.requires_grad_(train)
+
+    def run(path: str) -> Callable[[], object]:
+        def step() -> None:
+            y = weit_kernels.kron_linear(x, T, S, path=path)
+            if train:
+                torch.autograd.grad(y, (x, T, S), dy)
+
+        return step
+
+    return interleaved({path: run(path) for path in PATHS}, seconds)
+
+
+def main() -> None:
+    """Measure, compare with the plan, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.2, help="measuring time for each shape and phase")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
+    parser.add_argument("--save", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+
+    rows = []
+    for shape in random_shapes(args.shapes, args.seed):
+        for train in (False, True):
+            times = measure(shape, train, args.seconds, dtype)
+            scalers, templates = (shape["N"], shape["m"], shape["n"]), (shape["p"], shape["q"])
+            picked = weit_kernels.plan(shape["M"], scalers, templates, dtype, "cpu", needs_grad=train).path
+            rows.append({"shape": shape, "train": train, "seconds": times, "picked": picked})
+            loss = times[picked] / min(times.values())
+            print(
+                f"{'train' if train else 'infer':<6}{shape}  {picked:<16}{loss:5.2f}x of the best  "
+                + "  ".join(f"{path} {1e3 * t:.3f} ms" for path, t in times.items()),
+                flush=True,
+            )
+    if args.save:
+        args.save.write_text(json.dumps(rows))
+    losses = [row["seconds"][row["picked"]] / min(row["seconds"].values()) for row in rows]
+    right = sum(loss == 1 for loss in losses) / len(losses)
+    print(
+        f"\n{len(rows)} choices, {args.dtype}, {args.threads} threads: fastest path picked in {right:.0%}; "
+        f"within 1.1x of the best in {sum(loss <= 1.1 for loss in losses) / len(losses):.0%}; worst {max(losses):.2f}x"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""``kron_conv1d/2d/3d`` against the float64 reference, every path, layout and dtype, and torch's own arguments."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.weit_kernels.cases import DTYPES, LAYOUTS, PATHS, assert_as_good_as_dense, relative_error
+from weit_kernels import kron_conv1d, kron_conv2d, kron_conv3d, kron_weight, reference
+from weit_kernels.paths import blocks, panel
+
+CONVS = {1: kron_conv1d, 2: kron_conv2d, 3: kron_conv3d}
+SETTINGS = {
+    "plain": {},
+    "strided": {"stride": 2, "padding": 1},
+    "dilated": {"dilation": 2, "padding": 2},
+    "per_axis": {"stride": (2, 1), "padding": (0, 1), "dilation": (1, 2)},
+}
+
+
+def operands(dims: int, dtype: torch.dtype, *, kernel: int = 3, groups: int = 1, cut: int = 0) -> list[torch.Tensor]:
+    N, m, n, p, q = 3, 4, 2, 5, 6
+    out, inn = m * p - 2 * cut, n * q - cut
+    g = torch.Generator().manual_seed(dims)
+    shapes = [(2, groups * inn, *(7, 6, 5)[:dims]), (N, p, q, *(kernel,) * dims), (N, m, n), (out,)]
+    scales = [1.0, (n * q * kernel**dims) ** -0.5, N**-0.5, 1.0]
+    return [
+        (s * torch.randn(*shape, generator=g, dtype=torch.float64)).to(dtype)
+        for s, shape in zip(scales, shapes, strict=True)
+    ]
+
+
+def dense(out: int, layout: str, **settings):
+    def function(x, T, S, b):
+        return reference.kron_conv(x, T, S, b, out_channels=out, layout=layout, **settings)
+
+    return function
+
+
+@pytest.mark.parametrize("path", [*PATHS, "auto"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("cut", [0, 1], ids=["even", "ragged"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_conv2d_matches_the_reference(setting: str, cut: int, dtype: torch.dtype, layout: str, path: str) -> None:
+    args = operands(2, dtype, cut=cut)
+    out, settings = args[3].numel(), SETTINGS[setting]
+
+    def ours(*a):
+        return kron_conv2d(*a, **settings, out_channels=out, layout=layout, path=path)
+
+    assert_as_good_as_dense(ours, dense(out, layout, **settings), args, slack=3.0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_other_dimensions_and_small_blocks(
+    dims: int, kernel: int, layout: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 512)
+    monkeypatch.setattr(panel, "WORKSPACE_BYTES", 1400)
+    monkeypatch.setattr(panel, "CHUNK_BYTES", 300)
+    args = operands(dims, torch.float64, kernel=kernel, cut=1)
+    out = args[3].numel()
+
+    def ours(*a):
+        return CONVS[dims](*a, padding=1, stride=2, out_channels=out, layout=layout, path=path)
+
+    assert_as_good_as_dense(ours, dense(out, layout, padding=1, stride=2), args, slack=3.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cut", [0, 1], ids=["even", "ragged"])
+@pytest.mark.parametrize("path", ["auto", "panel"])
+def test_groups(layout: str, cut: int, path: str) -> None:
+    args = operands(2, torch.float64, groups=2, cut=cut)
+    out = args[3].numel()
+
+    def ours(*a):
+        return kron_conv2d(*a, padding=1, groups=2, out_channels=out, layout=layout, path=path)
+
+    assert_as_good_as_dense(ours, dense(out, layout, padding=1, groups=2), args)
+
+
+@pytest.mark.parametrize("path", ["templates_first", "scalers_first"])
+def test_groups_have_the_panel_path_only(path: str) -> None:
+    args = operands(2, torch.float64, groups=2)
+    with pytest.raises(RuntimeError, match=r"groups=2.*panel on torch"):
+        kron_conv2d(*args, groups=2, path=path)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_named_padding(dims: int, padding: str, kernel: int) -> None:
+    x, T, S, b = operands(dims, torch.float64, kernel=kernel)
+    y = CONVS[dims](x, T, S, b, padding=padding, dilation=1)
+    truth = (F.conv1d, F.conv2d, F.conv3d)[dims - 1](x, kron_weight(T, S), b, padding=padding)
+    assert y.shape == truth.shape
+    assert relative_error(y, truth) < 1e-14
+
+
+def test_unbatched_and_channels_last_inputs() -> None:
+    x, T, S, b = operands(2, torch.float64)
+    truth = F.conv2d(x, kron_weight(T, S), b)
+    assert relative_error(kron_conv2d(x[0], T, S, b), truth[0]) < 1e-14
+    assert relative_error(kron_conv2d(x.to(memory_format=torch.channels_last), T, S, b), truth) < 1e-14
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_empty_batch(path: str) -> None:
+    x, T, S, b = (t.requires_grad_() for t in operands(2, torch.float64))
+    y = kron_conv2d(x[:0], T, S, b, padding=1, path=path)
+    assert y.shape == (0, 20, 7, 6)
+    y.sum().backward()
+    assert torch.equal(T.grad, torch.zeros_like(T))
+    assert torch.equal(S.grad, torch.zeros_like(S))

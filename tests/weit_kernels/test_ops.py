@@ -1,0 +1,181 @@
+"""The registered operators: derivatives of both orders, ``opcheck``, ``torch.compile``, autocast, and what is kept."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from tests.weit_kernels.cases import LAYOUTS, PATHS, Case, relative_error
+from weit_kernels import kron_conv2d, kron_linear
+
+TINY = Case("tiny", (2, 2), 2, 2, 3, 3, 2, cut_out=1, cut_in=1)
+
+
+def leaves(case: Case = TINY) -> list[torch.Tensor]:
+    return [t.requires_grad_() for t in case.operands(torch.float64)]
+
+
+def conv_leaves() -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    shapes = [(2, 5, 4, 3), (2, 3, 2, 2, 2), (2, 2, 3), (5,)]
+    return [torch.randn(s, generator=g, dtype=torch.float64).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("path", PATHS)
+def test_linear_derivatives(path: str, layout: str) -> None:
+    def function(*args):
+        return kron_linear(*args, out_features=TINY.out_features, layout=layout, path=path)
+
+    assert gradcheck(function, leaves())
+    assert gradgradcheck(function, leaves())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("path", PATHS)
+def test_conv_derivatives(path: str, layout: str) -> None:
+    def function(*args):
+        return kron_conv2d(*args, padding=(1, 0), stride=(2, 1), out_channels=5, layout=layout, path=path)
+
+    assert gradcheck(function, conv_leaves())
+    assert gradgradcheck(function, conv_leaves())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_grouped_conv_derivatives(layout: str) -> None:
+    x, T, S, _ = conv_leaves()
+    x = torch.cat([x, x.flip(0)], 1).detach().requires_grad_()
+
+    def function(x, T, S):
+        return kron_conv2d(x, T, S, groups=2, layout=layout)
+
+    assert gradcheck(function, (x, T, S))
+    assert gradgradcheck(function, (x, T, S))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_gradgrad_with_frozen_factors(path: str) -> None:
+    """Only some inputs need gradients: the double backward must not ask for the others."""
+    x, T, S, b = leaves()
+    for frozen in (x, T, S):
+        frozen.requires_grad_(False)
+        rest = [t for t in (x, T, S) if t.requires_grad]
+
+        def function(*args, frozen=frozen):
+            values = iter(args)
+            return kron_linear(*(t if t is frozen else next(values) for t in (x, T, S)), b, out_features=5, path=path)
+
+        assert gradgradcheck(function, rest)
+        frozen.requires_grad_()
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_opcheck_linear(path: str, with_bias: bool) -> None:
+    x, T, S, b = leaves()
+    x = x.detach().reshape(-1, x.shape[-1]).requires_grad_()
+    bias = b if with_bias else None
+    torch.library.opcheck(torch.ops.weit.kron_linear.default, (x, T, S, bias, 5, True, path, "auto"))
+    dy = torch.randn(len(x), 5, dtype=x.dtype, requires_grad=True)
+    for need in ([True] * 3, [False, True, False], [True, False, True]):
+        args = (dy, x, T, S, need, 5, True, path, "torch")
+        torch.library.opcheck(torch.ops.weit.kron_linear_backward.default, args)
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+def test_opcheck_conv(path: str) -> None:
+    x, T, S, b = conv_leaves()
+    settings = ([1, 2], [1, 0], [1, 1], 1, "block", True, path, "auto")
+    torch.library.opcheck(torch.ops.weit.kron_conv.default, (x, T, S, b, 5, *settings))
+    dy = torch.randn_like(torch.ops.weit.kron_conv.default(x, T, S, b, 5, *settings))
+    args = (dy.requires_grad_(), x, T, S, [True] * 3, 5, *settings)
+    torch.library.opcheck(torch.ops.weit.kron_conv_backward.default, args)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiles_without_graph_breaks(layout: str) -> None:
+    def step(x, T, S, b):
+        return kron_linear(torch.relu(x), T, S, b, out_features=TINY.out_features, layout=layout).square().sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for lead in ((2, 2), (5, 3)):
+        case = Case("compiled", lead, 2, 2, 3, 3, 2, cut_out=1, cut_in=1)
+        expected, got = leaves(case), leaves(case)
+        step(*expected).backward()
+        compiled(*got).backward()
+        for a, c in zip(got, expected, strict=True):
+            assert relative_error(a.grad, c.grad) < 1e-13
+
+
+def test_conv_compiles_with_inductor() -> None:
+    def step(x, T, S, b):
+        return kron_conv2d(x, T, S, b, padding="same", out_channels=5, layout="interleaved").relu().sum()
+
+    expected, got = conv_leaves(), conv_leaves()
+    step(*expected).backward()
+    torch.compile(step, fullgraph=True)(*got).backward()
+    for a, c in zip(got, expected, strict=True):
+        assert relative_error(a.grad, c.grad) < 1e-13
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_autocast_casts_like_linear(path: str) -> None:
+    operands = [t.float().detach().requires_grad_() for t in leaves()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = kron_linear(*operands, out_features=5, path=path)
+        z = kron_linear(operands[0].bfloat16(), *operands[1:], out_features=5, path=path)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, z)
+    cast = [t.detach().bfloat16().requires_grad_() for t in operands]
+    expected = kron_linear(*cast, out_features=5, path=path)
+    assert torch.equal(y, expected)
+    y.float().sum().backward()
+    expected.float().sum().backward()
+    for a, c in zip(operands, cast, strict=True):
+        assert a.grad.dtype == torch.float32
+        assert torch.equal(a.grad, c.grad.float())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_only_inputs_are_saved_for_backward(path: str) -> None:
+    """No intermediate and no dense weight survives the forward pass."""
+    operands = Case("saved", (64,), 4, 8, 4, 16, 32).operands(torch.float32)
+    given = {t.untyped_storage().data_ptr() for t in operands}
+    saved: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        kron_linear(*(t.requires_grad_() for t in operands), path=path)
+    assert {t.untyped_storage().data_ptr() for t in saved} <= given
+    assert len(saved) == 3
+
+
+@pytest.mark.parametrize("path", ["templates_first", "scalers_first"])
+def test_training_step_never_allocates_the_dense_weight(path: str) -> None:
+    case = Case("large", (4,), 2, 32, 32, 32, 32)
+    operands = [t.requires_grad_() for t in case.operands(torch.float32)]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        kron_linear(*operands, path=path).sum().backward()
+    largest = max(abs(event.cpu_memory_usage) for event in profile.events())
+    assert 0 < largest < case.out_features * case.in_features * 4
+
+
+def test_workspace_made_in_inference_mode_serves_training() -> None:
+    case = Case("modes", (64,), 4, 8, 4, 16, 32)
+    for path in PATHS:
+        with torch.inference_mode():
+            kron_linear(*case.operands(torch.float64, seed=3), path=path)
+        operands = [t.requires_grad_() for t in case.operands(torch.float64, seed=4)]
+        kron_linear(*operands, path=path).sum().backward()
+        assert operands[1].grad.isfinite().all()
+
+
+def test_calls_share_workspace_without_touching_results() -> None:
+    case = Case("workspace", (64,), 4, 8, 4, 16, 32)
+    for path in PATHS:
+        first = kron_linear(*case.operands(torch.float64, seed=5), path=path)
+        kept = first.clone()
+        kron_linear(*case.operands(torch.float64, seed=6), path=path)
+        assert torch.equal(first, kept)

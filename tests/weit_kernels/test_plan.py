@@ -1,0 +1,148 @@
+"""The planner: what it counts must be what the paths do; what it refuses must say why."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import weit_kernels
+from tests.weit_kernels.cases import PATHS
+from weit_kernels import kron_linear, plan
+from weit_kernels.paths import PATHS as PATH_MODULES
+from weit_kernels.paths import panel
+
+SHAPES = {
+    "wide": (64, (4, 12, 3), (16, 20)),
+    "tall": (40, (3, 2, 9), (24, 8)),
+    "few_rows": (1, (8, 8, 8), (32, 32)),
+    "many_templates": (50, (30, 4, 4), (8, 8)),
+}
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_flops_are_those_of_the_products_that_run(name: str, path: str, needs_grad: bool) -> None:
+    """Counted below the operator, product by product; the operator's own formula must say the same."""
+    M, (N, m, n), (p, q) = SHAPES[name]
+    x, T, S = torch.randn(M, n * q), torch.randn(N, p, q), torch.randn(N, m, n)
+    below, above = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    with below:
+        dy = PATH_MODULES[path].linear(x, T, S, None, m * p)
+        if needs_grad:
+            PATH_MODULES[path].linear_backward(dy, x, T, S, [True] * 3)
+    with above:
+        y = kron_linear(*(t.requires_grad_(needs_grad) for t in (x, T, S)), path=path)
+        if needs_grad:
+            y.sum().backward()
+    expected = plan(M, (N, m, n), (p, q), torch.float32, "cpu", needs_grad=needs_grad, path=path)
+    assert expected.flops == below.get_total_flops() == above.get_total_flops()
+    assert expected.dense_flops == (6 if needs_grad else 2) * M * m * p * n * q
+
+
+@pytest.mark.parametrize(("scalers", "path"), [((4, 32, 4), "templates_first"), ((4, 4, 32), "scalers_first")])
+def test_picks_the_order_that_needs_fewer_operations(scalers: tuple[int, int, int], path: str) -> None:
+    for needs_grad in (False, True):
+        chosen = plan(4096, scalers, (128, 128), torch.float32, "cpu", needs_grad=needs_grad)
+        assert chosen.path == path
+        assert chosen.backend == "torch"
+        assert chosen.flops < chosen.dense_flops / 2
+
+
+def test_picks_the_panel_where_no_order_saves_operations() -> None:
+    chosen = plan(4096, (64, 8, 8), (64, 64), torch.float32, "cpu")
+    assert chosen.path == "panel"
+    assert chosen.flops > chosen.dense_flops
+
+
+def test_auto_runs_what_the_plan_says() -> None:
+    from weit_kernels import ops
+
+    ran = []
+    for path, module in ops.PATHS.items():
+        original = module.linear
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "linear", lambda *a, path=path, f=original: ran.append(path) or f(*a))
+            for M, (N, m, n), (p, q) in SHAPES.values():
+                kron_linear(torch.randn(M, n * q), torch.randn(N, p, q), torch.randn(N, m, n))
+    planned = [plan(M, s, t, torch.float32, "cpu", needs_grad=False).path for M, s, t in SHAPES.values()]
+    assert sorted(ran) == sorted(planned)
+
+
+@pytest.mark.parametrize("rows", [1, 100, 100_000])
+@pytest.mark.parametrize("scalers", [(4, 16, 16), (8, 64, 16), (2, 3, 200)])
+def test_workspace_is_bounded_by_32_mib(rows: int, scalers: tuple[int, int, int]) -> None:
+    for path in PATHS:
+        chosen = plan(rows, scalers, (256, 256), torch.float32, "cuda", path=path)
+        assert 0 < chosen.workspace_bytes <= 32 << 20
+
+
+@pytest.mark.parametrize("most", [1, 700, 3_000, 10_000_000])
+def test_panels_cover_the_weight_once_and_stay_small(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panel, "WORKSPACE_BYTES", most)
+    monkeypatch.setattr(panel, "CHUNK_BYTES", most // 8)
+    T, S, out = torch.randn(2, 5, 6), torch.randn(2, 4, 3), 18
+    seen = []
+    for part in panel._panels(T, S, out):
+        weight = part.weight(T, S, 17)
+        assert weight.shape == (part.out.stop - part.out.start, 17)
+        assert weight.numel() * 4 < most or weight.shape[0] == 1
+        seen.append(weight.clone())
+    assert torch.allclose(torch.cat(seen), weit_kernels.kron_weight(T, S, out_features=out, in_features=17))
+
+
+def test_template_shape_with_and_without_count() -> None:
+    for template_shape in ((8, 16), (4, 8, 16)):
+        assert plan(10, (4, 3, 3), template_shape, torch.float32, "cpu").dense_flops == 6 * 10 * 24 * 48
+    conv = plan(10, (4, 3, 3), (4, 8, 16, 3, 3), torch.float32, "cpu", needs_grad=False)
+    assert conv.dense_flops == 9 * plan(10, (4, 3, 3), (8, 16), torch.float32, "cpu", needs_grad=False).dense_flops
+
+
+def test_explain_shows_every_path_and_the_choice() -> None:
+    chosen = plan(512, (4, 8, 8), (96, 96), torch.float32, "cpu")
+    table = chosen.explain()
+    for path in ("templates_first", "scalers_first", "panel", "on_the_fly"):
+        assert path in table
+    (line,) = [line for line in table.splitlines() if "<- chosen" in line]
+    assert line.startswith(chosen.path)
+    assert "cannot run: synthesising weight tiles" in table
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        (
+            (-1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
+            {},
+            ValueError,
+            "M must be an int, 0 or more, got -1",
+        ),
+        ((1.5, (4, 3, 3), (8, 8), torch.float32, "cpu"), {}, ValueError, "M must be an int"),
+        ((1, (4, 3), (8, 8), torch.float32, "cpu"), {}, ValueError, "scalers_shape must be"),
+        ((1, (4, 3, 0), (8, 8), torch.float32, "cpu"), {}, ValueError, "scalers_shape must be"),
+        ((1, (4, 3, 3), (5, 8, 8), torch.float32, "cpu"), {}, ValueError, "template_shape must be .*N=4"),
+        ((1, (4, 3, 3), (8,), torch.float32, "cpu"), {}, ValueError, "template_shape must be"),
+        ((1, (4, 3, 3), (8, 8), torch.int64, "cpu"), {}, ValueError, "dtype must be"),
+        ((1, (4, 3, 3), (8, 8), torch.float32, "cpu"), {"path": "best"}, ValueError, "path must be one of"),
+        (
+            (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
+            {"backend": "jax"},
+            ValueError,
+            "backend must be one of",
+        ),
+        (
+            (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
+            {"backend": "triton"},
+            RuntimeError,
+            "'triton' cannot run",
+        ),
+        (
+            (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
+            {"path": "on_the_fly"},
+            RuntimeError,
+            "can run: templates_first",
+        ),
+    ],
+)
+def test_bad_arguments(args: tuple, kwargs: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        plan(*args, **kwargs)

@@ -1,0 +1,229 @@
+"""The public calls: check the arguments, bring the layout to ``block``, run the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weit_kernels import ops as _ops  # noqa: F401  registers torch.ops.weit
+from weit_kernels import reference
+from weit_kernels.plan import require_runnable
+from weit_kernels.shapes import (
+    LAYOUTS,
+    check_ceil,
+    check_choice,
+    check_conv,
+    check_factors,
+    check_floating,
+    check_linear,
+    check_spatial,
+    conv_padding,
+    per_axis,
+)
+
+_SWAPPED = {"templates_first": "scalers_first", "scalers_first": "templates_first"}
+
+
+def kron_linear(
+    x: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int | None = None,
+    layout: str = "block",
+    path: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """Apply ``W = Σ_t kron(S_t, T_t)`` (block) or ``Σ_t kron(T_t, S_t)`` (interleaved) without building ``W``.
+
+    Equals ``F.linear(x, kron_weight(templates, scalers), bias)``; differentiable in all four tensors, twice where
+    the dense layer is. The backward pass keeps the inputs only.
+
+    Args:
+        x: ``(..., in)``, ``n·q - q < in <= n·q``; float64, float32, bfloat16 or float16; any strides.
+        templates: ``(N, p, q)``.
+        scalers: ``(N, m, n)``.
+        bias: ``(out,)`` or ``None``.
+        out_features: ``out``, ``m·p`` by default; less where the last block is ragged.
+        layout: ``"block"`` or ``"interleaved"``.
+        path: ``"auto"``, ``"templates_first"``, ``"scalers_first"``, ``"panel"`` or ``"on_the_fly"``.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+
+    Returns:
+        ``(..., out)``, dtype of ``x``.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or dtypes differ outside autocast.
+        ValueError: shapes, devices or a choice do not fit.
+        RuntimeError: the path or backend asked for cannot run here.
+    """
+    shape = check_linear(x, templates, scalers, bias, out_features, layout)
+    require_runnable(path, backend, x.device.type)
+    if layout == "interleaved":
+        # kron(T, S) is the block form with the two factors' parts exchanged.
+        templates, scalers, path = scalers, templates, _SWAPPED.get(path, path)
+    rows = x.reshape(-1, shape.in_features)
+    choice = (_trains(x, templates, scalers), path, backend)
+    y = torch.ops.weit.kron_linear.default(rows, templates, scalers, bias, shape.out_features, *choice)
+    return y.view(*x.shape[:-1], shape.out_features)
+
+
+def _trains(*tensors: Tensor) -> bool:
+    """Whether a backward pass may follow, so that the plan counts it."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def kron_conv1d(
+    x: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    out_channels: int | None = None,
+    layout: str = "block",
+    path: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """``F.conv1d`` with the weight ``Σ_t kron(S_t, T_t)`` over the two channel axes, without building it.
+
+    Args:
+        x: ``(batch, in, length)`` or ``(in, length)``.
+        templates: ``(N, p, q, kernel)``.
+        scalers: ``(N, m, n)`` with ``in / groups`` covered by ``n·q`` and ``out`` by ``m·p``.
+        bias: ``(out,)`` or ``None``.
+        stride, padding, dilation, groups: as in ``F.conv1d``; ``padding`` also takes ``"same"`` and ``"valid"``.
+        out_channels: ``out``, ``m·p`` by default.
+        layout, path, backend: as in ``kron_linear``. Grouped convolutions have the ``"panel"`` path only.
+
+    Returns:
+        What ``F.conv1d`` returns for the dense weight.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``kron_linear``.
+    """
+    return _conv(1, x, templates, scalers, bias, stride, padding, dilation, groups, out_channels, layout, path, backend)
+
+
+def kron_conv2d(
+    x: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    out_channels: int | None = None,
+    layout: str = "block",
+    path: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """``F.conv2d`` likewise: ``x (batch, in, H, W)``, ``templates (N, p, q, kh, kw)``; else as ``kron_conv1d``."""
+    return _conv(2, x, templates, scalers, bias, stride, padding, dilation, groups, out_channels, layout, path, backend)
+
+
+def kron_conv3d(
+    x: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    out_channels: int | None = None,
+    layout: str = "block",
+    path: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """``F.conv3d`` likewise: ``x (batch, in, D, H, W)``, ``templates (N, p, q, kd, kh, kw)``; as ``kron_conv1d``."""
+    return _conv(3, x, templates, scalers, bias, stride, padding, dilation, groups, out_channels, layout, path, backend)
+
+
+def _conv(
+    dims: int,
+    x: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    out_channels: int | None,
+    layout: str,
+    path: str,
+    backend: str,
+) -> Tensor:
+    shape = check_conv(dims, x, templates, scalers, bias, groups, out_channels, layout)
+    strides, dilations = per_axis("stride", stride, dims, 1), per_axis("dilation", dilation, dims, 1)
+    pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)
+    require_runnable(path, backend, x.device.type, groups)
+    maps = x if x.dim() == dims + 2 else x.unsqueeze(0)
+    if any(uneven):
+        maps = F.pad(maps, uneven)
+    check_spatial(maps.shape[2:], shape.kernel, pads, dilations)
+
+    op, settings = torch.ops.weit.kron_conv.default, (strides, pads, dilations, groups)
+    choice = (_trains(x, templates, scalers), path, backend)
+    if layout == "interleaved" and groups == 1:
+        # One reordering of channels on each side; the contraction then is the block one.
+        maps = _reorder(maps, shape.q, shape.n)
+        bias = None if bias is None else _reorder(bias[None], shape.p, shape.m)[0]
+        y = op(maps, templates, scalers, bias, shape.m * shape.p, *settings, "block", *choice)
+        y = _reorder(y, shape.m, shape.p)[:, : shape.out_features]
+    else:
+        y = op(maps, templates, scalers, bias, shape.out_features, *settings, layout, *choice)
+    return y if x.dim() == dims + 2 else y.squeeze(0)
+
+
+def _reorder(maps: Tensor, major: int, minor: int) -> Tensor:
+    """Channels ordered ``(major, minor)``, padded if ragged → ordered ``(minor, major)``."""
+    missing = major * minor - maps.shape[1]
+    if missing:
+        maps = F.pad(maps, (*[0, 0] * (maps.dim() - 2), 0, missing))
+    return maps.unflatten(1, (major, minor)).transpose(1, 2).flatten(1, 2)
+
+
+def kron_weight(
+    templates: Tensor,
+    scalers: Tensor,
+    *,
+    out_features: int | None = None,
+    in_features: int | None = None,
+    layout: str = "block",
+) -> Tensor:
+    """The dense weight ``Σ_t kron(S_t, T_t)`` (``"block"``) or ``Σ_t kron(T_t, S_t)`` (``"interleaved"``).
+
+    Args:
+        templates: ``(N, p, q)``, or ``(N, p, q, *kernel)`` for a convolution.
+        scalers: ``(N, m, n)``.
+        out_features, in_features: cut the weight to these; ``m·p`` and ``n·q`` by default.
+        layout: ``"block"`` or ``"interleaved"``, the order in which the WAVE and WeiT papers write the product.
+
+    Returns:
+        ``(out, in, *kernel)``, differentiable in both factors.
+
+    Raises:
+        TypeError: a factor is no floating tensor, or dtypes differ. ValueError: sizes or layout do not fit.
+    """
+    check_floating("templates", templates)
+    check_factors(templates, scalers, max(0, templates.dim() - 3))
+    check_choice("layout", layout, LAYOUTS)
+    _, p, q = templates.shape[:3]
+    _, m, n = scalers.shape
+    if out_features is not None:
+        check_ceil("out_features", out_features, m, p, f"m={m} blocks of p={p}")
+    if in_features is not None:
+        check_ceil("in_features", in_features, n, q, f"n={n} blocks of q={q}")
+    return reference.kron_weight(templates, scalers, out_features=out_features, in_features=in_features, layout=layout)

@@ -1,0 +1,56 @@
+"""The library convolution under the paths, and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ConvArgs:
+    """Stride, padding and dilation, one entry a spatial axis, and groups.
+
+    ``layout`` is ``"block"`` unless the convolution is grouped: channels cannot be reordered across groups.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    layout: str = "block"
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> torch.Size:
+        """Spatial size of the result for an input of spatial ``size``."""
+        axes = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
+        return torch.Size((s + 2 * pad - d * (k - 1) - 1) // st + 1 for s, k, st, pad, d in axes)
+
+
+def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = None) -> Tensor:
+    """``x (B, in, *spatial)``, ``weight (out, in / groups, *kernel)`` → contiguous ``(B, out, *spatial')``."""
+    zeros = [0] * len(args.stride)
+    y = torch.convolution(x, weight, bias, args.stride, args.padding, args.dilation, False, zeros, args.groups)
+    return y.contiguous()
+
+
+def conv_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, args: ConvArgs, need: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``x`` and ``weight``; ``None`` where not needed."""
+    zeros = [0] * len(args.stride)
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy,
+        x,
+        weight,
+        None,
+        args.stride,
+        args.padding,
+        args.dilation,
+        False,
+        zeros,
+        args.groups,
+        [*need, False],
+    )
+    return dx, dw
