@@ -1,0 +1,49 @@
+"""What comes before the first test: threads, hypothesis, torchvision beside a CPU-only torch, GPU skips."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+# Workers share the cores: one thread each, and in the processes they start. torch reads this on import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# The same examples in every run, and no verdict that depends on how busy the machine is.
+# `pytest --hypothesis-profile=explore` looks further, with new examples each time.
+hypothesis.settings.register_profile("weit", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("weit")
+
+
+def _declare_torchvision_operators() -> "torch.library.Library | None":
+    """Let torchvision be imported where its compiled library cannot be loaded.
+
+    Linux wheels of torchvision are CUDA builds. Beside a CPU-only torch their library does not load, and the
+    import stops at the fake kernels of two undeclared operators. timm imports torchvision and calls neither.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or torch.version.cuda is not None or not spec.submodule_search_locations:
+        return None
+    try:
+        for library in Path(spec.submodule_search_locations[0]).glob("_C*"):
+            torch.ops.load_library(library)
+            return None
+    except OSError:
+        pass
+    operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return operators
+
+
+_torchvision_operators = _declare_torchvision_operators()  # kept: dropping it would undo the declaration
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
