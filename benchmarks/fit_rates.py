@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import minimize
 
 from weit_kernels.paths import PATHS
-from weit_kernels.rates import Rates
+from weit_kernels.rates import CPU, Rates
 from weit_kernels.shapes import KronShape
 
 NAMES = [field.name for field in fields(Rates) if field.name != "name"]
@@ -55,17 +55,16 @@ def main() -> None:
         regret = (weights * (actual - actual.min(1, keepdims=True))).sum(1).mean()
         return float(regret + 0.1 * np.abs(predicted - actual).mean())
 
-    theta = np.log([getattr(Rates("start"), name) for name in NAMES])
+    theta = np.log([max(1e-3, getattr(CPU, name)) for name in NAMES])
     for _ in range(4):
         theta = minimize(loss, theta, method="Nelder-Mead", options={"maxiter": 1500, "adaptive": True}).x
     predicted = predict(theta)
     picked = predicted.argmin(1)
     lost = np.exp(actual[np.arange(len(picked)), picked] - actual.min(1))
     print("Rates(" + ", ".join(f"{name}={value:.3g}" for name, value in zip(NAMES, np.exp(theta), strict=True)) + ")")
-    print(
-        f"fastest picked in {(lost == 1).mean():.0%}, within 1.1x in {(lost <= 1.1).mean():.0%}, "
-        f"worst {lost.max():.2f}x, median error of a prediction {np.median(np.abs(np.expm1(np.abs(predicted - actual)))):.0%}"
-    )
+    error = np.median(np.expm1(np.abs(predicted - actual)))
+    print(f"fastest picked in {(lost == 1).mean():.0%}, within 1.1x in {(lost <= 1.1).mean():.0%}, ", end="")
+    print(f"worst {lost.max():.2f}x, median error of a prediction {error:.0%}")
     for i in np.argsort(-lost)[:8]:
         print(f"{lost[i]:.2f}x {list(PATHS)[picked[i]]} {rows[i]}")
 

@@ -27,9 +27,19 @@ class ConvArgs:
         axes = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         return torch.Size((s + 2 * pad - d * (k - 1) - 1) // st + 1 for s, k, st, pad, d in axes)
 
+    def pointwise(self, weight: Tensor) -> bool:
+        """Whether the convolution is one matrix product for each image."""
+        axes = zip(weight.shape[2:], self.stride, self.padding, strict=True)
+        return self.groups == 1 and all(axis == (1, 1, 0) for axis in axes)
+
 
 def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = None) -> Tensor:
     """``x (B, in, *spatial)``, ``weight (out, in / groups, *kernel)`` → contiguous ``(B, out, *spatial')``."""
+    if args.pointwise(weight):
+        y = torch.bmm(weight.flatten(1).expand(x.shape[0], -1, -1), x.flatten(2))
+        if bias is not None:
+            y += bias.view(-1, 1)
+        return y.view(x.shape[0], -1, *x.shape[2:])
     zeros = [0] * len(args.stride)
     y = torch.convolution(x, weight, bias, args.stride, args.padding, args.dilation, False, zeros, args.groups)
     return y.contiguous()
@@ -39,18 +49,13 @@ def conv_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, args: ConvArgs, need: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``x`` and ``weight``; ``None`` where not needed."""
+    if args.pointwise(weight):
+        dy_maps, x_maps, flat = dy.flatten(2), x.flatten(2), weight.flatten(1)
+        dx = torch.bmm(flat.t().expand(x.shape[0], -1, -1), dy_maps).view(x.shape) if need[0] else None
+        dw = torch.bmm(dy_maps, x_maps.mT).sum(0).view(weight.shape) if need[1] else None
+        return dx, dw
     zeros = [0] * len(args.stride)
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy,
-        x,
-        weight,
-        None,
-        args.stride,
-        args.padding,
-        args.dilation,
-        False,
-        zeros,
-        args.groups,
-        [*need, False],
+        dy, x, weight, None, args.stride, args.padding, args.dilation, False, zeros, args.groups, [*need, False]
     )
     return dx, dw

@@ -1,8 +1,8 @@
 """Scalers first: ``U[b,i,t,k] = Σ_j S·x``, then ``y[b,i,a] = Σ_{t,k} U·T``.
 
 Costs ``N/n + N/p`` of the dense product: the cheap order when ``n > m``. For each token ``S`` as ``[(i, t), j]`` meets
-``x`` as ``[j, k]``; rows ``(b, i)`` of the result then meet ``T`` as ``[(t, k), a]``. The backward pass recomputes ``U``
-for ``dT``, and ``P[b,i,t,k] = Σ_a T·dy`` serves ``dx`` and ``dS``.
+``x`` as ``[j, k]``; rows ``(b, i)`` of the result then meet ``T`` as ``[(t, k), a]``. The backward pass recomputes
+``U`` for ``dT``, and ``P[b,i,t,k] = Σ_a T·dy`` serves ``dx`` and ``dS``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> C
     dT = Product(1, s.N * s.q * s.taps, M * s.m, s.p)
     dS = Product(M, s.m * s.N, s.q, s.n)
     products = [u, y] if phase == "forward" else [u, dT, P, dx, dS]
-    return Cost(products, blocks=-(-M // step), workspace=step * row)
+    copied = s.N * s.p * s.q * s.taps * (1 if phase == "forward" else 2)  # T as columns, dT back from them
+    return Cost(products, copied, blocks=-(-M // step), workspace=step * row)
 
 
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
