@@ -54,7 +54,7 @@ CPU_16_BIT = Rates("CPU, 16-bit", 1.65e12, 2.27e10, 5.24e-5, 132, 61.8, 173, 77.
 
 
 def rates_for(device_type: str, dtype: torch.dtype) -> Rates:
-    """The rates to plan with. GPUs have no measured rates yet: the CPU's shape of a cost with a GPU's peak and copies."""
+    """The rates to plan with. No GPU is measured yet: the CPU's shape of a cost with a GPU's peak and copies."""
     if device_type != "cpu":
         return replace(CPU, name="GPU, not measured", flops=4e14, copy=3e12, call=1e-5)
     if dtype == torch.float64:

@@ -1,0 +1,21 @@
+"""Layers, template banks and training on top of ``weit_kernels``."""
+
+from weit.bank import BankSpec, Source, TemplateBank
+from weit.convert import extract_bank, kronify, materialize
+from weit.nn import KronConv1d, KronConv2d, KronConv3d, KronFusedLinear, KronLinear
+from weit_kernels import __version__
+
+__all__ = [
+    "BankSpec",
+    "KronConv1d",
+    "KronConv2d",
+    "KronConv3d",
+    "KronFusedLinear",
+    "KronLinear",
+    "Source",
+    "TemplateBank",
+    "__version__",
+    "extract_bank",
+    "kronify",
+    "materialize",
+]

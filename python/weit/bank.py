@@ -1,0 +1,240 @@
+"""Template banks: the templates of every role of a model family, what came with them, and their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from weit.files import atomic_dir
+from weit.nn.factors import check_size, check_template_shape
+from weit.nn.init import default_template_size
+from weit.nn.sharing import KeepsShared
+from weit_kernels.shapes import LAYOUTS, check_choice, check_floating
+
+_FORMAT, _VERSION = "weit-bank", 1
+_FILES = _CONFIG, _TEMPLATES, _SOURCE = "config.json", "bank.safetensors", "source.safetensors"
+
+
+@dataclass(frozen=True)
+class BankSpec:
+    """How many templates of which shape a bank has.
+
+    Attributes:
+        templates: number of templates of every role, or of each by name.
+        template_shape: ``(p, q)`` of every role, or of each by name; ``None``: chosen for each role from the
+            sizes of its layers (``weit.nn.init.default_template_size``).
+        layout: ``"block"`` or ``"interleaved"``.
+
+    Raises:
+        TypeError, ValueError: a field of the wrong type or out of range.
+    """
+
+    templates: int | Mapping[str, int] = 8
+    template_shape: tuple[int, int] | Mapping[str, tuple[int, int]] | None = None
+    layout: str = "block"
+
+    def __post_init__(self) -> None:
+        counts = self.templates if isinstance(self.templates, Mapping) else {"": self.templates}
+        for role, count in counts.items():
+            check_size(f"templates[{role!r}]" if role else "templates", count)
+        shapes: Any = self.template_shape
+        if isinstance(shapes, Mapping):
+            shapes = {role: check_template_shape(shape) for role, shape in shapes.items()}
+        else:
+            shapes = check_template_shape(shapes)
+        object.__setattr__(self, "template_shape", shapes)
+        check_choice("layout", self.layout, LAYOUTS)
+
+    @classmethod
+    def of(cls, spec: BankSpec | Mapping[str, Any]) -> BankSpec:
+        """``spec`` itself, or made from a mapping with the same keys."""
+        if isinstance(spec, BankSpec):
+            return spec
+        if not isinstance(spec, Mapping):
+            raise TypeError(f"spec must be a BankSpec or a mapping with its fields, got {type(spec).__name__}")
+        known = [*cls.__dataclass_fields__]
+        unknown = sorted(set(spec) - set(known))
+        if unknown:
+            raise ValueError(f"spec has fields {', '.join(known)}, got {', '.join(map(repr, unknown))}")
+        return cls(**spec)
+
+    def count(self, role: str) -> int:
+        """Number of templates of ``role``."""
+        return _look_up("templates", self.templates, role)
+
+    def shape(self, role: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """``(p, q)`` of ``role``, whose layers have ``sizes`` ``(out, in)``."""
+        if self.template_shape is None:
+            outs, ins = zip(*sizes, strict=True)
+            return default_template_size(outs), default_template_size(ins)
+        return _look_up("template_shape", self.template_shape, role)
+
+
+def _look_up(name: str, value: Any, role: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if role not in value:
+        raise ValueError(f"{name} names the roles {', '.join(value) or 'none'}, but the model also needs {role!r}")
+    return value[role]
+
+
+@dataclass
+class Source:
+    """What a pre-trained model leaves beside its templates.
+
+    Attributes:
+        state: state dict of the kronified model without its templates: ``<path>.scalers``, biases, norms,
+            embeddings, heads and buffers.
+        config: how to build that model again, and anything else; JSON.
+    """
+
+    state: dict[str, Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class TemplateBank(KeepsShared):
+    """Role name → templates ``(N, p, q, *kernel)``, each a parameter that all layers of the role share.
+
+    Args:
+        templates: floating tensors; a parameter is kept as the object it is. Role names consist of letters,
+            digits, ``_`` and ``-``.
+        layout: ``"block"`` or ``"interleaved"``, for all layers.
+
+    Attributes:
+        layout: as given.
+        source: the pre-trained model's other numbers, or ``None``.
+        relative_error: for each role, how far an extracted bank is from the weights it was extracted from.
+
+    Raises:
+        TypeError, ValueError: a role name, shape, dtype or layout that cannot be.
+    """
+
+    def __init__(self, templates: Mapping[str, Tensor], layout: str = "block") -> None:
+        super().__init__()
+        check_choice("layout", layout, LAYOUTS)
+        self.layout = layout
+        self.source: Source | None = None
+        self.relative_error: dict[str, float] = {}
+        self.roles: tuple[str, ...] = tuple(templates)
+        for role, tensor in templates.items():
+            check_role(role)
+            check_floating(f"templates[{role!r}]", tensor)
+            if not 3 <= tensor.dim() <= 6 or 0 in tensor.shape:
+                raise ValueError(
+                    f"templates[{role!r}] must have shape (N, p, q, *kernel), none empty, got {tuple(tensor.shape)}"
+                )
+            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+            self.register_parameter(_parameter_name(role), parameter)
+
+    def __getitem__(self, role: str) -> nn.Parameter:
+        if role not in self.roles:
+            raise KeyError(f"no role {role!r} in this bank, only {', '.join(self.roles)}")
+        return getattr(self, _parameter_name(role))
+
+    def __contains__(self, role: object) -> bool:
+        return role in self.roles
+
+    def num_parameters(self) -> int:
+        """How many numbers all templates hold."""
+        return sum(self[role].numel() for role in self.roles)
+
+    def extra_repr(self) -> str:
+        shapes = ", ".join(f"{role}={tuple(self[role].shape)}" for role in self.roles)
+        return f"{shapes}, layout={self.layout!r}"
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``config.json``, ``bank.safetensors`` and, with a source, ``source.safetensors``.
+
+        ``directory`` appears as a whole; an older bank there is replaced.
+
+        Raises:
+            ValueError: a tensor holds NaN or infinity. TypeError: the source's config is no JSON.
+            OSError: the folder cannot be written, or holds other things; it is left as it was.
+        """
+        files: dict[str, dict[str, Tensor]] = {_TEMPLATES: {role: self[role] for role in self.roles}}
+        config: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "layout": self.layout}
+        config["templates"] = {role: list(self[role].shape) for role in self.roles}
+        config["relative_error"] = self.relative_error
+        config["source"] = None
+        if self.source is not None:
+            files[_SOURCE] = self.source.state
+            config["source"] = self.source.config
+        text = json.dumps(config, indent=2)
+        for name, tensors in files.items():
+            _check_finite(name, tensors)
+        with atomic_dir(directory, known=_FILES) as folder:
+            (folder / _CONFIG).write_text(text, encoding="utf-8")
+            for name, tensors in files.items():
+                # Copies: safetensors refuses tensors that share memory, such as tied embeddings.
+                whole = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+                safetensors.torch.save_file(whole, folder / name)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> TemplateBank:
+        """Read what ``save_pretrained`` wrote, onto the CPU.
+
+        Raises:
+            FileNotFoundError: no such folder. ValueError: it holds no bank, or a damaged one.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise FileNotFoundError(f"no folder {directory} to read a template bank from")
+        try:
+            return cls._read(directory)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+            reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
+            raise ValueError(f"{directory} holds no whole template bank: {reason}") from error
+
+    @classmethod
+    def _read(cls, directory: Path) -> TemplateBank:
+        config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or (config.get("format"), config.get("version")) != (
+            _FORMAT,
+            _VERSION,
+        ):
+            raise ValueError(f"{_CONFIG} is not of format {_FORMAT!r}, version {_VERSION}")
+        templates = _load(directory / _TEMPLATES)
+        if {role: list(t.shape) for role, t in templates.items()} != config["templates"]:
+            raise ValueError(f"{_TEMPLATES} and {_CONFIG} name other roles or shapes")
+        bank = cls({role: templates[role] for role in config["templates"]}, config["layout"])
+        bank.relative_error = {role: float(error) for role, error in config["relative_error"].items()}
+        if config["source"] is not None:
+            bank.source = Source(_load(directory / _SOURCE), dict(config["source"]))
+        return bank
+
+
+def check_role(role: object) -> None:
+    """Raise unless ``role`` can name a role."""
+    if not isinstance(role, str):
+        raise TypeError(f"a role must be a string, got {type(role).__name__}")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", role):
+        raise ValueError(f"a role must consist of letters, digits, '_' and '-', got {role!r}")
+
+
+def _parameter_name(role: str) -> str:
+    """Prefixed, so that no role is in the way of an attribute of ``nn.Module``."""
+    return f"templates_{role}"
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    # Not load_file: its tensors are views of the mapped file, which change or crash when the file is
+    # replaced.
+    tensors = safetensors.torch.load(path.read_bytes())
+    _check_finite(path.name, tensors)
+    return tensors
+
+
+def _check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name}: {key!r} holds NaN or infinity")

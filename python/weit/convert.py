@@ -1,0 +1,172 @@
+"""From dense models to models on a template bank, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from weit.bank import BankSpec, Source, TemplateBank
+from weit.matching import KRON, Match, check_bank, demands, find_layers
+from weit.nn import KronConv1d, KronConv2d, KronConv3d, KronFusedLinear, KronLinear
+from weit.nn.conv import conv_settings
+from weit.nn.factors import take_bias
+from weit.nn.init import reset_templates
+from weit.rules import Rules
+from weit_kernels import nearest_kron
+
+_CONVS: dict[type, Any] = {nn.Conv1d: KronConv1d, nn.Conv2d: KronConv2d, nn.Conv3d: KronConv3d}
+
+
+class Extracted(NamedTuple):
+    """What ``extract_bank`` returns: the bank, and module path → scalers ``(N, m, n)``."""
+
+    bank: TemplateBank
+    scalers: dict[str, Tensor]
+
+
+def kronify(
+    model: nn.Module, bank_or_spec: TemplateBank | BankSpec | Mapping[str, Any], *, rules: Rules | None = None
+) -> TemplateBank:
+    """Replace the layers that ``rules`` name by Kron layers that share one bank, in place.
+
+    Scalers are fresh, so that each dense weight has the mean and variance of a fresh ``nn.Linear``'s; biases
+    are copied. Fused layers (a tuple of roles) become a ``KronFusedLinear``. Everything is checked before
+    anything is replaced.
+
+    Args:
+        model: any model whose layers are plain ``nn.Linear`` and ``nn.Conv1d/2d/3d``.
+        bank_or_spec: the bank to share, or what a new one is made from: a ``BankSpec`` or a mapping with its
+            fields.
+        rules: pattern on module path (``re.fullmatch``, the first that matches counts) → role, tuple of roles
+            (rows split evenly: ``("q", "k", "v")``), or ``None`` to leave the layer dense. A role may refer to
+            groups of the pattern: ``r"stage\\1_3x3"``. By default the built-in rules of the model's family.
+
+    Returns:
+        The bank, given or new.
+
+    Raises:
+        TypeError, ValueError: no layer is named, one cannot be converted, or bank or spec do not fit.
+    """
+    matches = find_layers(model, rules)
+    if isinstance(bank_or_spec, TemplateBank):
+        bank = bank_or_spec
+        check_bank(bank, matches)
+    else:
+        bank = _fresh_bank(matches, BankSpec.of(bank_or_spec))
+    replacements: dict[nn.Module, nn.Module] = {match.layer: _kron_layer(match, bank) for match in matches}
+    _replace(model, replacements)
+    return bank
+
+
+def materialize(model: nn.Module) -> nn.Module:
+    """Replace every Kron layer by its ``nn.Linear`` or ``nn.Conv``, in place; the result needs torch alone.
+
+    Outputs, dtypes, devices, ``requires_grad`` and training flags stay. Hooks of replaced layers do not.
+
+    Returns:
+        ``model``, or its dense layer if ``model`` itself is a Kron layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, KRON):
+        return _dense_layer(model)
+    _replace(model, {module: _dense_layer(module) for module in model.modules() if isinstance(module, KRON)})
+    return model
+
+
+def extract_bank(model: nn.Module, spec: BankSpec | Mapping[str, Any], *, rules: Rules | None = None) -> Extracted:
+    """The best bank for a trained dense model in closed form; ``model`` stays as it is.
+
+    All layers of a role are fitted together by ``weit_kernels.nearest_kron``.
+
+    Args:
+        model, rules: as for ``kronify``.
+        spec: how many templates of which shape.
+
+    Returns:
+        The bank, with ``relative_error`` for each role and ``source`` filled, and the scalers by module path
+        (parts of a fused layer: ``<path>.parts.<i>``).
+
+    Raises:
+        TypeError, ValueError: as ``kronify``; more templates than the full rank; NaN in a weight.
+    """
+    matches, spec = find_layers(model, rules), BankSpec.of(spec)
+    templates: dict[str, Tensor] = {}
+    scalers: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    for role, weights, N, shape in demands(matches, spec):
+        for path, weight in weights:
+            if weight.is_meta or not torch.isfinite(weight).all():
+                raise ValueError(f"the weight of {path!r} is on the meta device or holds NaN or infinity")
+        try:
+            fit = nearest_kron([weight for _, weight in weights], N, shape, layout=spec.layout)
+        except ValueError as error:
+            raise ValueError(f"role {role!r}: {error}") from error
+        templates[role], fitted, errors[role] = fit
+        scalers |= {path: s for (path, _), s in zip(weights, fitted, strict=True)}
+    bank = TemplateBank(templates, spec.layout)
+    bank.relative_error = errors
+    bank.source = Source(_state(model, matches, scalers), {"extracted_from": type(model).__name__})
+    return Extracted(bank, scalers)
+
+
+def _fresh_bank(matches: list[Match], spec: BankSpec) -> TemplateBank:
+    templates = {}
+    for role, weights, N, (p, q) in demands(matches, spec):
+        first = weights[0][1]
+        templates[role] = first.new_empty(N, p, q, *first.shape[2:])
+        reset_templates(templates[role], first[0].numel())
+    return TemplateBank(templates, spec.layout)
+
+
+def _kron_layer(match: Match, bank: TemplateBank) -> nn.Module:
+    layer: Any = match.layer
+    if type(layer) in _CONVS:
+        kron = _CONVS[type(layer)](*conv_settings(layer), templates=bank[match.roles[0]], layout=bank.layout)
+        return _take_rest(kron, layer, layer.bias)
+    rows, has_bias = layer.out_features // len(match.roles), layer.bias is not None
+    biases = layer.bias.split(rows) if has_bias else [None] * len(match.roles)
+    parts = [
+        _take_rest(
+            KronLinear(layer.in_features, rows, has_bias, templates=bank[role], layout=bank.layout),
+            layer,
+            bias,
+        )
+        for role, bias in zip(match.roles, biases, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else KronFusedLinear(parts).train(layer.training)
+
+
+def _take_rest(kron: Any, layer: Any, bias: Tensor | None) -> Any:
+    take_bias(kron, bias)
+    kron.scalers.requires_grad_(layer.weight.requires_grad)
+    return kron.train(layer.training)
+
+
+def _dense_layer(layer: Any) -> nn.Module:
+    return layer.to_linear() if isinstance(layer, (KronLinear, KronFusedLinear)) else layer.to_conv()
+
+
+def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
+
+
+def _state(model: nn.Module, matches: list[Match], scalers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict that ``model`` would have when kronified with these scalers, without templates."""
+    state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    for match in matches:
+        for path in match.paths:
+            del state[f"{path}.weight"]
+            bias = state.pop(f"{path}.bias", None)
+            biases = [None] * len(match.roles) if bias is None else bias.chunk(len(match.roles))
+            for (suffix, _, _), part in zip(match.parts(), biases, strict=True):
+                state[f"{path}{suffix}.scalers"] = scalers[match.path + suffix]
+                if part is not None:
+                    state[f"{path}{suffix}.bias"] = part.clone()
+    return state

@@ -1,0 +1,190 @@
+"""Which layers of a model the rules name, and every check that comes before a model is touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from weit.bank import BankSpec, TemplateBank, check_role
+from weit.nn import KronConv1d, KronConv2d, KronConv3d, KronFusedLinear, KronLinear
+from weit.rules import Rules, find_rules
+
+DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KRON = (KronLinear, KronFusedLinear, KronConv1d, KronConv2d, KronConv3d)
+
+
+Pattern = tuple[re.Pattern[str], tuple[str, ...] | None]
+Part = tuple[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A dense layer that rules name.
+
+    Attributes:
+        paths: its module paths; more than one if the model holds it at several places.
+        layer: the layer.
+        roles: its role, or one role for each of the equal parts its rows are split into.
+    """
+
+    paths: tuple[str, ...]
+    layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    roles: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+    def parts(self) -> list[tuple[str, str, Tensor]]:
+        """For each part: what its path ends in, its role, its rows of the weight."""
+        if len(self.roles) == 1:
+            return [("", self.roles[0], self.layer.weight)]
+        weights = self.layer.weight.chunk(len(self.roles))
+        return [(f".parts.{i}", role, weight) for i, (role, weight) in enumerate(zip(self.roles, weights, strict=True))]
+
+
+def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
+    """Every layer of ``model`` that ``rules``, or the built-in ones, give a role.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``rules`` no mapping of patterns.
+        ValueError: no layer is named, or one that cannot be converted.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, (*DENSE, *KRON)):
+        raise ValueError(
+            f"model is a single {type(model).__name__}, which cannot be replaced in place: convert it alone"
+        )
+    for path, module in model.named_modules():
+        if isinstance(module, KRON):
+            raise ValueError(f"model is kronified already: {path!r} is a {type(module).__name__}")
+    patterns = _compile(find_rules(model) if rules is None else rules)
+
+    paths: dict[nn.Module, list[str]] = {}
+    named: dict[nn.Module, tuple[str, ...]] = {}
+    others: list[str] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
+        roles = _roles(path, patterns)
+        if roles is None:
+            continue
+        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            others.append(f"{path!r} is a {type(module).__name__}")
+            continue
+        if named.setdefault(module, roles) != roles:
+            one = " and ".join(map(repr, paths[module]))
+            raise ValueError(f"{one} are one layer, but rules name it {named[module]} and {roles}")
+    if not named:
+        found = f": only layers are converted, and {others[0]}" if others else ""
+        raise ValueError(f"rules name no nn.Linear or nn.Conv of {type(model).__name__}{found}")
+    matches = [
+        Match(tuple(paths[layer]), _check_layer(paths[layer][0], layer, roles), roles) for layer, roles in named.items()
+    ]
+    _check_untied(model, matches)
+    return matches
+
+
+def by_role(matches: list[Match]) -> dict[str, list[Part]]:
+    """Role → ``(path, weight)`` of each part that has it; kernels, dtypes and devices agree within a role.
+
+    Raises:
+        ValueError: they do not.
+    """
+    grouped: dict[str, list[Part]] = {}
+    for match in matches:
+        for suffix, role, weight in match.parts():
+            same = grouped.setdefault(role, [])
+            same.append((match.path + suffix, weight))
+            _check_alike(f"layers of role {role!r} must agree", *same[0], *same[-1], axes=2)
+    return grouped
+
+
+def demands(matches: list[Match], spec: BankSpec) -> list[tuple[str, list[Part], int, tuple[int, int]]]:
+    """Each role with its weights, and how many templates of which shape ``spec`` gives it."""
+    grouped = by_role(matches)
+    sizes = {role: [(w.shape[0], w.shape[1]) for _, w in parts] for role, parts in grouped.items()}
+    return [(role, parts, spec.count(role), spec.shape(role, sizes[role])) for role, parts in grouped.items()]
+
+
+def check_bank(bank: TemplateBank, matches: list[Match]) -> None:
+    """Raise ``ValueError`` unless ``bank`` has fitting templates for every layer."""
+    for role, weights in by_role(matches).items():
+        path, weight = weights[0]
+        if role not in bank:
+            raise ValueError(f"bank lacks role {role!r} of {path!r}; it has {', '.join(bank.roles)}")
+        _check_alike("bank must fit the model", f"bank[{role!r}]", bank[role], path, weight, axes=3)
+
+
+def _check_alike(rule: str, name: str, tensor: Tensor, other_name: str, other: Tensor, *, axes: int) -> None:
+    """Check that two tensors share kernel, dtype and device; ``axes`` of ``tensor`` precede its kernel."""
+    for what, a, b in (
+        ("kernel", tuple(tensor.shape[axes:]), tuple(other.shape[2:])),
+        ("dtype", tensor.dtype, other.dtype),
+        ("device", tensor.device, other.device),
+    ):
+        if a != b:
+            raise ValueError(f"{rule}: {name} has {what} {a}, {other_name} has {what} {b}")
+
+
+def _compile(rules: Rules) -> list[Pattern]:
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"rules must map patterns to roles, got {type(rules).__name__}")
+    compiled: list[Pattern] = []
+    for pattern, role in rules.items():
+        roles = (role,) if isinstance(role, str) else role
+        parts = roles if isinstance(roles, Sequence) else ()
+        if roles is not None and not (parts and all(isinstance(part, str) for part in parts)):
+            raise TypeError(f"rules[{pattern!r}] must be a role, a tuple of roles or None, got {role!r}")
+        try:
+            compiled.append((re.compile(pattern), None if roles is None else tuple(roles)))
+        except re.error as error:
+            raise ValueError(f"rules: {pattern!r} is no regular expression: {error}") from error
+    return compiled
+
+
+def _roles(path: str, patterns: list[Pattern]) -> tuple[str, ...] | None:
+    for pattern, roles in patterns:
+        if found := pattern.fullmatch(path):
+            if roles is None:
+                return None
+            try:
+                expanded = tuple(found.expand(role) for role in roles)
+            except (re.error, IndexError) as error:
+                raise ValueError(f"rules[{pattern.pattern!r}] is {roles}: {error}") from error
+            for role in expanded:
+                check_role(role)
+            return expanded
+    return None
+
+
+def _check_layer(path: str, layer: nn.Module, roles: tuple[str, ...]) -> nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    kind = type(layer).__name__
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError(f"{path!r} is a {kind} without sizes yet: run the model once first")
+    if type(layer) not in DENSE:
+        # A subclass may compute something else; its forward would be lost.
+        raise ValueError(
+            f"{path!r} is a {kind}; only {', '.join(d.__name__ for d in DENSE)} are converted. Map it to None"
+        )
+    assert isinstance(layer, DENSE)
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        raise ValueError(f"the weight of {path!r} is computed by a hook or parametrization; remove that first")
+    if len(roles) > 1 and not isinstance(layer, nn.Linear):
+        raise ValueError(f"{path!r} is a {kind}; only a Linear is split into roles, got {roles}")
+    if layer.weight.shape[0] % len(roles):
+        raise ValueError(f"{path!r} has {layer.weight.shape[0]} rows, which {len(roles)} roles {roles} do not divide")
+    return layer
+
+
+def _check_untied(model: nn.Module, matches: list[Match]) -> None:
+    holders: dict[int, set[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            holders.setdefault(id(parameter), set()).add(module)
+    for match in matches:
+        if len(holders[id(match.layer.weight)]) > 1:
+            raise ValueError(f"the weight of {match.path!r} is tied to another module's. Map it to None")

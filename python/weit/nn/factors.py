@@ -1,0 +1,147 @@
+"""What linear and convolution layers share: templates, scalers and bias in place of a dense weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod, sqrt
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from weit.nn.init import default_template_size, nearest_scalers, reset_scalers, reset_templates
+from weit.nn.sharing import KeepsShared
+from weit_kernels import kron_weight, nearest_kron
+from weit_kernels.shapes import LAYOUTS, PATHS, check_choice, check_floating
+
+Dense = TypeVar("Dense", bound=nn.Module)
+Layer = TypeVar("Layer", bound="KronFactors")
+
+
+class KronFactors(KeepsShared):
+    """Base of Kron layers: the factors of ``W (out, in, *kernel)``, from and to dense layers."""
+
+    templates: nn.Parameter
+    scalers: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _make_factors(
+        self,
+        shape: tuple[int, int],
+        kernel: tuple[int, ...],
+        bias: bool,
+        templates: int | nn.Parameter,
+        template_shape: tuple[int, int] | None,
+        layout: str,
+        path: str,
+        device: Any,
+        dtype: torch.dtype | None,
+    ) -> None:
+        check_choice("layout", layout, LAYOUTS)
+        check_choice("path", path, PATHS)
+        self.layout, self.path = layout, path
+        self._dense_shape, self._kernel = shape, kernel
+        self._owns_templates = not isinstance(templates, nn.Parameter)
+        if isinstance(templates, nn.Parameter):
+            _check_given(templates, kernel, template_shape, device, dtype)
+            device, dtype = templates.device, templates.dtype
+        else:
+            N = check_size("templates", templates, "an int or an nn.Parameter")
+            default = default_template_size(shape[:1]), default_template_size(shape[1:])
+            p, q = check_template_shape(template_shape) or default
+            storage = torch.empty(N, p, q, *kernel, device=device, dtype=dtype)
+            check_floating("templates", storage)
+            templates = nn.Parameter(storage)
+        N, p, q = templates.shape[:3]
+        grid = (N, ceil(shape[0] / p), ceil(shape[1] / q))
+        self.templates = templates
+        self.scalers = nn.Parameter(torch.empty(grid, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw scalers and bias anew, and templates unless they were given to this layer."""
+        fan_in = self._dense_shape[1] * prod(self._kernel)
+        if self._owns_templates:
+            reset_templates(self.templates, fan_in)
+        reset_scalers(self.scalers, self.templates, fan_in)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -1 / sqrt(fan_in), 1 / sqrt(fan_in))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight ``(out, in, *kernel)``, differentiable, computed on access."""
+        out, inn = self._dense_shape
+        return kron_weight(self.templates, self.scalers, out_features=out, in_features=inn, layout=self.layout)
+
+    def _to_dense(self, skeleton: Dense) -> Dense:
+        """Fill a dense layer without storage from this one."""
+        trained = self.templates.requires_grad or self.scalers.requires_grad
+        skeleton.register_parameter("weight", nn.Parameter(self.weight.detach(), trained))
+        if self.bias is not None:
+            skeleton.register_parameter("bias", nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad))
+        return skeleton.train(self.training)
+
+    def _fit(self: Layer, dense: Any, *, fit_templates: bool) -> Layer:
+        """Take over the weight as nearly as possible, and all else exactly."""
+        weight = dense.weight
+        with torch.no_grad():
+            if fit_templates:
+                N, p, q = self.templates.shape[:3]
+                templates, (scalers,), _ = nearest_kron(weight, N, (p, q), layout=self.layout)
+                self.templates.copy_(templates).requires_grad_(weight.requires_grad)
+            else:
+                scalers = nearest_scalers(weight, self.templates, self.layout)
+            self.scalers.copy_(scalers).requires_grad_(weight.requires_grad)
+            take_bias(self, dense.bias)
+        return self.train(dense.training)
+
+    def _factors_repr(self) -> str:
+        return f"bias={self.bias is not None}, templates={tuple(self.templates.shape)}, layout={self.layout!r}"
+
+
+def take_bias(layer: KronFactors, bias: Tensor | None) -> None:
+    """Copy ``bias``, and whether it learns, into ``layer``."""
+    if layer.bias is not None and bias is not None:
+        with torch.no_grad():
+            layer.bias.copy_(bias)
+        layer.bias.requires_grad_(bias.requires_grad)
+
+
+def check_size(name: str, value: object, expected: str = "an int") -> int:
+    """Return ``value`` if it is a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
+def check_template_shape(shape: Sequence[int] | None) -> tuple[int, int] | None:
+    """Return ``shape`` as a tuple if it is two positive ints; ``None`` passes."""
+    if shape is None:
+        return None
+    if len(shape) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in shape):
+        raise ValueError(f"template_shape must be two positive ints (p, q), got {shape!r}")
+    return shape[0], shape[1]
+
+
+def _check_given(
+    templates: nn.Parameter,
+    kernel: tuple[int, ...],
+    template_shape: tuple[int, int] | None,
+    device: Any,
+    dtype: torch.dtype | None,
+) -> None:
+    check_floating("templates", templates)
+    if templates.dim() != 3 + len(kernel) or tuple(templates.shape[3:]) != kernel or 0 in templates.shape:
+        expected = ", ".join(["N", "p", "q", *map(str, kernel)])
+        raise ValueError(f"templates must have shape ({expected}), none empty, got {tuple(templates.shape)}")
+    if template_shape is not None and tuple(template_shape) != tuple(templates.shape[1:3]):
+        raise ValueError(f"template_shape is {tuple(template_shape)}, but templates have {tuple(templates.shape[1:3])}")
+    if device is not None and torch.empty(0, device=device).device != templates.device:
+        raise ValueError(f"device is {device}, but templates are on {templates.device}")
+    if dtype is not None and dtype != templates.dtype:
+        raise TypeError(f"dtype is {dtype}, but templates have {templates.dtype}")

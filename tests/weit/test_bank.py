@@ -1,0 +1,221 @@
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.weit.disk import full_disk, tree
+from weit import BankSpec, Source, TemplateBank
+
+
+def make_bank(source=True):
+    torch.manual_seed(0)
+    bank = TemplateBank({"q": torch.randn(4, 8, 8), "stage1_3x3": torch.randn(2, 4, 8, 3, 3).half()}, "interleaved")
+    if source:
+        tied = torch.randn(3, 5)
+        state = {"head.weight": tied, "embed.weight": tied, "bn.num_batches_tracked": torch.tensor(7)}
+        bank.source = Source({**state, "blocks.0.q.scalers": torch.randn(4, 2, 3).mT}, {"model": "vit", "width": 64})
+    bank.relative_error = {"q": 0.25}
+    return bank
+
+
+def assert_same(a, b):
+    assert (a.roles, a.layout, a.relative_error) == (b.roles, b.layout, b.relative_error)
+    torch.testing.assert_close(dict(a.named_parameters()), dict(b.named_parameters()), rtol=0, atol=0)
+    assert (a.source is None) == (b.source is None)
+    if a.source is not None:
+        assert a.source.config == b.source.config
+        torch.testing.assert_close(a.source.state, b.source.state, rtol=0, atol=0)
+
+
+def test_bank_is_a_module_with_roles():
+    bank = make_bank()
+    assert bank.roles == ("q", "stage1_3x3")
+    assert "q" in bank
+    assert "k" not in bank
+    assert bank.num_parameters() == 4 * 64 + 2 * 32 * 9 == sum(p.numel() for p in bank.parameters())
+    assert isinstance(bank["q"], nn.Parameter)
+    with pytest.raises(KeyError, match="no role 'k' in this bank, only q, stage1_3x3"):
+        bank["k"]
+    bank.double()
+    assert bank["stage1_3x3"].dtype == torch.float64
+
+
+def test_a_given_parameter_is_kept():
+    templates = nn.Parameter(torch.randn(2, 4, 4))
+    assert TemplateBank({"a": templates})["a"] is templates
+
+
+@given(st.sampled_from(["training", "forward", "keys", "source", "layout", "roles", "0", "a-b", "T", "_parameters"]))
+def test_any_role_name_works(role):
+    bank = TemplateBank({role: torch.ones(1, 2, 2)})
+    assert bank[role].shape == (1, 2, 2)
+    assert bank.training
+    bank.load_state_dict({k: v + 1 for k, v in bank.state_dict().items()}, assign=True)
+    assert bank[role].sum() == 8
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_save_and_load(tmp_path, source):
+    bank = make_bank(source)
+    bank.save_pretrained(tmp_path / "runs" / "bank")
+    names = {"config.json", "bank.safetensors"} | ({"source.safetensors"} if source else set())
+    assert set(tree(tmp_path / "runs" / "bank")) == names
+    assert_same(TemplateBank.from_pretrained(str(tmp_path / "runs" / "bank")), bank)
+
+
+def test_saving_again_replaces(tmp_path):
+    make_bank().save_pretrained(tmp_path / "bank")
+    bank = make_bank(source=False)
+    bank.save_pretrained(tmp_path / "bank")
+    assert_same(TemplateBank.from_pretrained(tmp_path / "bank"), bank)
+
+
+def test_pickle():
+    bank = make_bank()
+    assert_same(pickle.loads(pickle.dumps(bank)), bank)
+
+
+def break_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def edit_config(**changes):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "delete"}))
+
+    return edit
+
+
+def truncate(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def drop(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_json, ""),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), ""),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not of format 'weit-bank'"),
+        (edit_config(format="other"), "config.json is not of format 'weit-bank'"),
+        (edit_config(version=2), "version 1"),
+        (edit_config(layout="blocks"), "layout must be one of"),
+        (edit_config(layout="delete"), "layout"),
+        (edit_config(relative_error=None), ""),
+        (edit_config(templates={"q": [4, 8, 8]}), "name other roles or shapes"),
+        (edit_config(templates={"q": [4, 8, 8], "stage1_3x3": [1, 1, 1, 1, 1]}), "name other roles or shapes"),
+        (edit_config(source=[1]), ""),
+        (truncate("bank.safetensors", 700), ""),
+        (truncate("bank.safetensors", 4), ""),
+        (truncate("source.safetensors", 0), ""),
+        (drop("config.json"), "no config.json"),
+        (drop("bank.safetensors"), "no bank.safetensors"),
+        (drop("source.safetensors"), "no source.safetensors"),
+    ],
+)
+def test_a_damaged_bank_is_one_clear_error(tmp_path, damage, message):
+    make_bank().save_pretrained(tmp_path / "bank")
+    damage(tmp_path / "bank")
+    with pytest.raises(ValueError, match=f"{tmp_path}/bank holds no whole template bank: .*{message}"):
+        TemplateBank.from_pretrained(tmp_path / "bank")
+
+
+def test_a_missing_folder_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nothing"):
+        TemplateBank.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("place", ["q", "source"])
+def test_nan_is_refused_when_saving_and_loading(tmp_path, place):
+    bank = make_bank()
+    tensor = bank["q"].data if place == "q" else bank.source.state["head.weight"]
+    tensor[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        bank.save_pretrained(tmp_path / "bank")
+    assert tree(tmp_path) == {}
+
+
+def test_nan_in_a_file_is_refused(tmp_path):
+    TemplateBank({"a": torch.ones(1, 2, 2)}).save_pretrained(tmp_path / "bank")
+    file = tmp_path / "bank" / "bank.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
+    with pytest.raises(ValueError, match=r"bank\.safetensors: 'a' holds NaN or infinity"):
+        TemplateBank.from_pretrained(tmp_path / "bank")
+
+
+def test_failing_to_save_keeps_the_old_bank(tmp_path):
+    old, new = make_bank(source=False), make_bank()
+    old.save_pretrained(tmp_path / "bank")
+    before = tree(tmp_path)
+    with full_disk(), pytest.raises(OSError, match=f"could not write {tmp_path}/bank"):
+        new.save_pretrained(tmp_path / "bank")
+    new.source.config["model"] = object()
+    with pytest.raises(TypeError, match="JSON"):
+        new.save_pretrained(tmp_path / "bank")
+    assert tree(tmp_path) == before
+
+
+def test_saving_into_a_folder_of_other_things_keeps_them(tmp_path):
+    (tmp_path / "thesis.tex").write_text("!")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        make_bank().save_pretrained(tmp_path)
+    assert tree(tmp_path) == {"thesis.tex": b"!"}
+
+
+@pytest.mark.parametrize(
+    ("templates", "layout", "error", "message"),
+    [
+        ({"a.b": torch.ones(1, 2, 2)}, "block", ValueError, "a role must consist of letters"),
+        ({"": torch.ones(1, 2, 2)}, "block", ValueError, "a role must consist of letters"),
+        ({3: torch.ones(1, 2, 2)}, "block", TypeError, "a role must be a string, got int"),
+        ({"a": torch.ones(2, 2)}, "block", ValueError, r"templates\['a'\] must have shape \(N, p, q, \*kernel\)"),
+        ({"a": torch.ones(0, 2, 2)}, "block", ValueError, "none empty"),
+        ({"a": torch.ones(1, 2, 2).int()}, "block", TypeError, r"templates\['a'\] must be float64"),
+        ({"a": [1.0]}, "block", TypeError, r"templates\['a'\] must be a torch.Tensor, got list"),
+        ({"a": torch.ones(1, 2, 2)}, "rows", ValueError, "layout must be one of"),
+    ],
+)
+def test_bad_templates_name_themselves(templates, layout, error, message):
+    with pytest.raises(error, match=message):
+        TemplateBank(templates, layout)
+
+
+def test_spec_from_a_mapping():
+    spec = BankSpec.of({"templates": {"q": 4}, "template_shape": {"q": [8, 16]}})
+    assert spec == BankSpec(templates={"q": 4}, template_shape={"q": (8, 16)})
+    assert BankSpec.of(spec) is spec
+    assert (spec.count("q"), spec.shape("q", [(64, 64)])) == (4, (8, 16))
+    with pytest.raises(ValueError, match="templates names the roles q, but the model also needs 'k'"):
+        spec.count("k")
+    with pytest.raises(ValueError, match="template_shape names the roles q, but the model also needs 'k'"):
+        spec.shape("k", [(64, 64)])
+
+
+def test_spec_chooses_shapes_that_divide_all_sizes_of_a_role():
+    assert BankSpec().shape("fc", [(64, 32), (96, 48), (128, 64)]) == (16, 16)
+    assert BankSpec(template_shape=[4, 8]).shape("fc", [(64, 32)]) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ({"templates": 0}, ValueError, "templates must be positive"),
+        ({"templates": {"q": "8"}}, TypeError, r"templates\['q'\] must be an int, got str"),
+        ({"template_shape": (4, 4, 3)}, ValueError, "template_shape must be two positive ints"),
+        ({"template_shape": {"q": (0, 4)}}, ValueError, "template_shape must be two positive ints"),
+        ({"layout": "rows"}, ValueError, "layout must be one of"),
+        ({"N": 4}, ValueError, "spec has fields templates, template_shape, layout, got 'N'"),
+        (8, TypeError, "spec must be a BankSpec or a mapping with its fields, got int"),
+    ],
+)
+def test_bad_specs_name_themselves(spec, error, message):
+    with pytest.raises(error, match=message):
+        BankSpec.of(spec)
