@@ -11,7 +11,7 @@ ARGS    ?=
 
 # What each target installs besides the package itself: names of extras in pyproject.toml.
 EXTRAS_demo := demo
-EXTRAS_test := test,timm,transformers,demo
+EXTRAS_test := test,timm,transformers,demo,triton
 EXTRAS_bench := bench
 EXTRAS_lint := dev
 EXTRAS_all  := all

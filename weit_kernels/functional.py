@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weit_kernels import ops as _ops  # noqa: F401  registers torch.ops.weit
 from weit_kernels import reference
-from weit_kernels.plan import require_runnable
+from weit_kernels.backends import require_runnable
 from weit_kernels.shapes import (
     LAYOUTS,
     check_ceil,
@@ -62,7 +62,7 @@ def kron_linear(
         RuntimeError: the path or backend asked for cannot run here.
     """
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
-    require_runnable(path, backend, x.device.type)
+    require_runnable(path, backend, x.device.type, x.dtype)
     if layout == "interleaved":
         # kron(T, S) is the block form with the two factors' parts exchanged.
         templates, scalers, path = scalers, templates, _SWAPPED.get(path, path)
@@ -168,7 +168,7 @@ def _conv(
     shape = check_conv(dims, x, templates, scalers, bias, groups, out_channels, layout)
     strides, dilations = per_axis("stride", stride, dims, 1), per_axis("dilation", dilation, dims, 1)
     pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)
-    require_runnable(path, backend, x.device.type, groups)
+    require_runnable(path, backend, x.device.type, x.dtype, kernel=shape.kernel, groups=groups)
     maps = x if x.dim() == dims + 2 else x.unsqueeze(0)
     if any(uneven):
         maps = F.pad(maps, uneven)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from weit_kernels.backends import module
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.convolution import ConvArgs
 from weit_kernels.plan import Plan, choose
@@ -33,23 +35,21 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def _linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    path = _choose(_linear_work(x, T, S, out, *args)).path
-    return PATHS[path].linear(x.contiguous(), T, S, bias, out)
+    return _module(_linear_work(x, T, S, out, *args)).linear(x.contiguous(), T, S, bias, out)
 
 
 def _linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], out: int, *args: Any) -> Triple:
-    path = _choose(_linear_work(x, T, S, out, *args)).path
-    return _present(x, PATHS[path].linear_backward(dy.contiguous(), x.contiguous(), T, S, need))
+    path = _module(_linear_work(x, T, S, out, *args))
+    return _present(x, path.linear_backward(dy.contiguous(), x.contiguous(), T, S, need))
 
 
 def _conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    path = _choose(_conv_work(x, T, S, out, *args)).path
-    return PATHS[path].conv(x.contiguous(), T, S, bias, out, _conv_args(*args[:5]))
+    return _module(_conv_work(x, T, S, out, *args)).conv(x.contiguous(), T, S, bias, out, _conv_args(*args[:5]))
 
 
 def _conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], out: int, *args: Any) -> Triple:
-    path = _choose(_conv_work(x, T, S, out, *args)).path
-    grads = PATHS[path].conv_backward(dy.contiguous(), x.contiguous(), T, S, need, _conv_args(*args[:5]))
+    path = _module(_conv_work(x, T, S, out, *args))
+    grads = path.conv_backward(dy.contiguous(), x.contiguous(), T, S, need, _conv_args(*args[:5]))
     return _present(x, grads)
 
 
@@ -83,6 +83,11 @@ def _conv_work(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> _Work:
 
 def _choose(work: _Work) -> Plan:
     return choose(work.shape, work.rows, work.dtype, work.device_type, work.train, work.path, work.backend, work.groups)
+
+
+def _module(work: _Work) -> ModuleType:
+    plan = _choose(work)
+    return module(plan.path, plan.backend)
 
 
 def _flops(work_of: Callable[..., _Work], phase: str) -> Callable[..., int]:

@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import torch
 
+from weit_kernels.backends import require_runnable, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import Cost
 from weit_kernels.rates import Rates, rates_for
-from weit_kernels.shapes import BACKENDS, DTYPES, LAYOUTS, KronShape, check_choice
+from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape
 from weit_kernels.shapes import PATHS as PATH_NAMES
 
 
@@ -110,34 +111,8 @@ def plan(
     p, q, *kernel = full[1:]
     shape = KronShape(N, m, n, p, q, m * p, n * q, LAYOUTS[0], tuple(kernel))
     device_type = torch.device(device).type
-    require_runnable(path, backend, device_type)
+    require_runnable(path, backend, device_type, dtype, kernel=shape.kernel)
     return choose(shape, M, dtype, device_type, needs_grad, path, backend)
-
-
-def require_runnable(path: str, backend: str, device_type: str, groups: int = 1) -> None:
-    """Raise ``ValueError`` for unknown names and ``RuntimeError`` for a path or backend that cannot run."""
-    check_choice("path", path, PATH_NAMES)
-    check_choice("backend", backend, BACKENDS)
-    if path == "auto" and backend == "auto":
-        return
-    pairs = [(p, b, _why_not(p, b, groups)) for p in PATH_NAMES[1:] for b in BACKENDS[1:]]
-    asked = [why for p, b, why in pairs if path in ("auto", p) and backend in ("auto", b)]
-    if all(asked):
-        able = ", ".join(f"{p} on {b}" for p, b, why in pairs if not why)
-        raise RuntimeError(
-            f"path={path!r} with backend={backend!r} cannot run: {asked[0]}; on {device_type} can run: {able}"
-        )
-
-
-def _why_not(path: str, backend: str, groups: int = 1) -> str:
-    """Why a path cannot run on a backend; empty if it can."""
-    if backend != "torch":
-        return f"no {backend} kernels are built into this version"
-    if path == "on_the_fly":
-        return "synthesising weight tiles inside the product needs a fused kernel"
-    if groups > 1 and path != "panel":
-        return f"groups={groups}: rows of the weight meet different inputs, which only panel handles"
-    return ""
 
 
 @lru_cache(maxsize=4096)
@@ -155,13 +130,14 @@ def choose(
     rates = rates_for(device_type, dtype)
     candidates = []
     for name in PATH_NAMES[1:]:
-        reason = _why_not(name, "torch", groups)
-        if reason:
-            candidates.append(Candidate(name, "torch", reason=reason))
-            continue
-        phases = ("forward", "backward") if train else ("forward",)
-        costs = [PATHS[name].cost(shape, M, phase, dtype.itemsize, device_type) for phase in phases]
-        candidates.append(_estimate(name, costs, dtype.itemsize, rates))
+        for on in ("torch", "triton"):
+            reason = why_not(name, on, device_type, dtype, kernel=shape.kernel, groups=groups, auto=backend == "auto")
+            if reason:
+                candidates.append(Candidate(name, on, reason=reason))
+                continue
+            phases = ("forward", "backward") if train else ("forward",)
+            costs = [PATHS[name].cost(shape, M, phase, dtype.itemsize, device_type) for phase in phases]
+            candidates.append(_estimate(name, on, costs, dtype.itemsize, rates))
     candidates.sort(key=lambda c: c.seconds)
     best = next(c for c in candidates if not c.reason and path in ("auto", c.path) and backend in ("auto", c.backend))
     dense = (6 if train else 2) * M * shape.out_features * shape.in_features * shape.taps
@@ -184,11 +160,11 @@ def choose(
     )
 
 
-def _estimate(path: str, costs: list[Cost], itemsize: int, rates: Rates) -> Candidate:
+def _estimate(path: str, backend: str, costs: list[Cost], itemsize: int, rates: Rates) -> Candidate:
     products = [product for cost in costs for product in cost.products]
     return Candidate(
         path,
-        "torch",
+        backend,
         flops=sum(product.flops for product in products),
         bytes=itemsize * sum(product.elements for product in products) + 2 * itemsize * sum(c.copied for c in costs),
         workspace_bytes=max(cost.workspace for cost in costs),

@@ -1,0 +1,94 @@
+"""Scalers first in one kernel: ``U[b,i,t,k] = Σ_j S·x`` stays on chip, only ``y[b,i,a] = Σ_{t,k} U·T`` leaves."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from weit_kernels.paths import scalers_first as plain
+from weit_kernels.triton.tiles import STAGES, WARPS, choose_tiles, dot, precision
+
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
+    """``x (M, in)`` → ``(M, out)``; ``T (N, p, q)`` and ``S (N, m, n)`` may have any strides."""
+    (N, p, q), (_, m, n), M = T.shape, S.shape, x.shape[0]
+    y = x.new_empty(M, out)
+    if M == 0:
+        return y
+    t = choose_tiles(q, n, m, p, N, x.element_size())
+    BM, BK, BJ, BT, BI, BA = t.tokens, t.first_outer, t.first_inner, t.templates, t.second_inner, t.second_outer
+    grid = (triton.cdiv(M, BM), triton.cdiv(p, BA), triton.cdiv(m, BI))
+    _kernel[grid](
+        x, T, S, y if bias is None else bias, y, M, N, m, n, p, q, x.shape[1], out, *T.stride(), *S.stride(),
+        BM, BK, BJ, BT, BI, BA, bias is not None, precision(x), num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    return y
+
+
+def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
+    """Gradients of ``x``, by the adjoint kernel, and of ``T`` and ``S``, by the plain path."""
+    from weit_kernels.triton import templates_first
+
+    dx = templates_first.linear(dy, T.mT, S.mT, None, x.shape[1]) if need[0] else None
+    _, dT, dS = plain.linear_backward(dy, x, T, S, [False, *need[1:]])
+    return dx, dT, dS
+
+
+@triton.jit
+def _kernel(
+    x, T, S, bias, y,
+    M, N, m, n, p, q, in_features, out_features, T_t, T_a, T_k, S_t, S_i, S_j,
+    BM: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr, BA: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program owns ``y[b, i, a]`` for ``BM`` tokens, ``BI`` scaler rows and ``BA`` template rows.
+
+    For each chunk of ``BK`` template columns and ``BT`` templates: ``[(b,k), j] × [j, (i,t)]`` over all ``j`` in
+    float32 registers, regrouped to ``[(b,i), (t,k)]`` and rounded to the operands' dtype, times ``T`` as
+    ``[(t,k), a]``, summed in float32 registers. Reads ``x`` once for each block of ``a`` and of ``i``; writes ``y``
+    once.
+    """
+    token, a0, i0 = tl.program_id(0).to(tl.int64) * BM, tl.program_id(1) * BA, tl.program_id(2) * BI
+    rows, cols, inner = tl.arange(0, BM * BK), tl.arange(0, BI * BT), tl.arange(0, BT * BK)
+    row_b, row_k = token + rows // BK, rows % BK
+    col_i, col_t = i0 + cols // BT, cols % BT
+    inner_t, inner_k = inner // BK, inner % BK
+    js, a = tl.arange(0, BJ), a0 + tl.arange(0, BA)
+
+    out = tl.zeros((BM * BI, BA), tl.float32)
+    for k0 in range(0, q, BK):
+        k = k0 + row_k
+        for t0 in range(0, N, BT):
+            u = tl.zeros((BM * BK, BI * BT), tl.float32)
+            for j0 in range(0, n, BJ):
+                j = j0 + js
+                feature = j[None, :] * q + k[:, None]
+                inside = (row_b < M)[:, None] & (j < n)[None, :] & (k < q)[:, None] & (feature < in_features)
+                x_tile = tl.load(x + row_b[:, None] * in_features + feature, mask=inside, other=0.0)
+                t = t0 + col_t
+                S_row = t.to(tl.int64) * S_t + col_i.to(tl.int64) * S_i
+                S_tile = tl.load(
+                    S + S_row[None, :] + j[:, None].to(tl.int64) * S_j,
+                    mask=(j < n)[:, None] & (t < N)[None, :] & (col_i < m)[None, :],
+                    other=0.0,
+                )
+                u = dot(x_tile, S_tile, u, PRECISION)
+            u = tl.reshape(tl.permute(tl.reshape(u, (BM, BK, BI, BT)), (0, 2, 3, 1)), (BM * BI, BT * BK))
+            t, k_in = t0 + inner_t, k0 + inner_k
+            T_tile = tl.load(
+                T + t[:, None].to(tl.int64) * T_t + a[None, :].to(tl.int64) * T_a + k_in[:, None].to(tl.int64) * T_k,
+                mask=(t < N)[:, None] & (k_in < q)[:, None] & (a < p)[None, :],
+                other=0.0,
+            )
+            out = dot(u.to(T.dtype.element_ty), T_tile, out, PRECISION)
+
+    out_rows = tl.arange(0, BM * BI)
+    b, i = token + out_rows // BI, i0 + out_rows % BI
+    feature = i[:, None] * p + a[None, :]
+    inside = (b < M)[:, None] & (i < m)[:, None] & (a < p)[None, :] & (feature < out_features)
+    if BIAS:
+        out += tl.load(bias + feature, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + b[:, None] * out_features + feature, out.to(y.dtype.element_ty), mask=inside)

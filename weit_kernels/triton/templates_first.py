@@ -1,0 +1,93 @@
+"""Templates first in one kernel: ``Z[b,j,t,a] = Σ_k x·T`` stays on chip, only ``y[b,i,a] = Σ_{j,t} S·Z`` leaves."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from weit_kernels.paths import templates_first as plain
+from weit_kernels.triton.tiles import STAGES, WARPS, choose_tiles, dot, precision
+
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
+    """``x (M, in)`` → ``(M, out)``; ``T (N, p, q)`` and ``S (N, m, n)`` may have any strides."""
+    (N, p, q), (_, m, n), M = T.shape, S.shape, x.shape[0]
+    y = x.new_empty(M, out)
+    if M == 0:
+        return y
+    t = choose_tiles(n, q, p, m, N, x.element_size())
+    BM, BJ, BK, BT, BA, BI = t.tokens, t.first_outer, t.first_inner, t.templates, t.second_inner, t.second_outer
+    grid = (triton.cdiv(M, BM), triton.cdiv(p, BA), triton.cdiv(m, BI))
+    _kernel[grid](
+        x, T, S, y if bias is None else bias, y, M, N, m, n, p, q, x.shape[1], out, *T.stride(), *S.stride(),
+        BM, BJ, BK, BT, BA, BI, bias is not None, precision(x), num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    return y
+
+
+def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
+    """Gradients of ``x``, by the adjoint kernel, and of ``T`` and ``S``, by the plain path."""
+    from weit_kernels.triton import scalers_first
+
+    dx = scalers_first.linear(dy, T.mT, S.mT, None, x.shape[1]) if need[0] else None
+    _, dT, dS = plain.linear_backward(dy, x, T, S, [False, *need[1:]])
+    return dx, dT, dS
+
+
+@triton.jit
+def _kernel(
+    x, T, S, bias, y,
+    M, N, m, n, p, q, in_features, out_features, T_t, T_a, T_k, S_t, S_i, S_j,
+    BM: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BI: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program owns ``y[b, i, a]`` for ``BM`` tokens, ``BI`` scaler rows and ``BA`` template rows.
+
+    For each chunk of ``BJ`` scaler columns and ``BT`` templates: ``[(b,j), k] × [k, (t,a)]`` over all ``k`` in float32
+    registers, regrouped to ``[(b,a), (j,t)]`` and rounded to the operands' dtype, times ``S`` as ``[(j,t), i]``, summed
+    in float32 registers. Reads ``x`` once for each block of ``a`` and of ``i``; writes ``y`` once.
+    """
+    token, a0, i0 = tl.program_id(0).to(tl.int64) * BM, tl.program_id(1) * BA, tl.program_id(2) * BI
+    rows, cols, inner = tl.arange(0, BM * BJ), tl.arange(0, BT * BA), tl.arange(0, BJ * BT)
+    row_b, row_j = token + rows // BJ, rows % BJ
+    col_t, col_a = cols // BA, a0 + cols % BA
+    inner_j, inner_t = inner // BT, inner % BT
+    ks, i = tl.arange(0, BK), i0 + tl.arange(0, BI)
+
+    out = tl.zeros((BM * BA, BI), tl.float32)
+    for j0 in range(0, n, BJ):
+        j = j0 + row_j
+        for t0 in range(0, N, BT):
+            z = tl.zeros((BM * BJ, BT * BA), tl.float32)
+            for k0 in range(0, q, BK):
+                k = k0 + ks
+                feature = (j * q)[:, None] + k[None, :]
+                inside = (row_b < M)[:, None] & (j < n)[:, None] & (k < q)[None, :] & (feature < in_features)
+                x_tile = tl.load(x + row_b[:, None] * in_features + feature, mask=inside, other=0.0)
+                t = t0 + col_t
+                T_row = t.to(tl.int64) * T_t + col_a.to(tl.int64) * T_a
+                T_tile = tl.load(
+                    T + T_row[None, :] + k[:, None].to(tl.int64) * T_k,
+                    mask=(k < q)[:, None] & (t < N)[None, :] & (col_a < p)[None, :],
+                    other=0.0,
+                )
+                z = dot(x_tile, T_tile, z, PRECISION)
+            z = tl.reshape(tl.permute(tl.reshape(z, (BM, BJ, BT, BA)), (0, 3, 1, 2)), (BM * BA, BJ * BT))
+            t, j_in = t0 + inner_t, j0 + inner_j
+            S_tile = tl.load(
+                S + t[:, None].to(tl.int64) * S_t + i[None, :].to(tl.int64) * S_i + j_in[:, None].to(tl.int64) * S_j,
+                mask=(t < N)[:, None] & (j_in < n)[:, None] & (i < m)[None, :],
+                other=0.0,
+            )
+            out = dot(z.to(S.dtype.element_ty), S_tile, out, PRECISION)
+
+    out_rows = tl.arange(0, BM * BA)
+    b, a = token + out_rows // BA, a0 + out_rows % BA
+    feature = i[None, :] * p + a[:, None]
+    inside = (b < M)[:, None] & (a < p)[:, None] & (i < m)[None, :] & (feature < out_features)
+    if BIAS:
+        out += tl.load(bias + feature, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + b[:, None] * out_features + feature, out.to(y.dtype.element_ty), mask=inside)
