@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weit_kernels.paths.blocks import workspace
+
 
 @dataclass(frozen=True)
 class ConvArgs:
@@ -33,13 +35,19 @@ class ConvArgs:
         return self.groups == 1 and all(axis == (1, 1, 0) for axis in axes)
 
 
-def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = None) -> Tensor:
-    """``x (B, in, *spatial)``, ``weight (out, in / groups, *kernel)`` → contiguous ``(B, out, *spatial')``."""
+def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = None, *, keep: bool = True) -> Tensor:
+    """``x (B, in, *spatial)``, ``weight (out, in / groups, *kernel)`` → contiguous ``(B, out, *spatial')``.
+
+    With ``keep=False`` the result may lie in workspace memory, for use before the next block.
+    """
     if args.pointwise(weight):
-        y = torch.bmm(weight.flatten(1).expand(x.shape[0], -1, -1), x.flatten(2))
+        maps, filters = x.flatten(2), weight.flatten(1)
+        size = (x.shape[0], filters.shape[0], maps.shape[2])
+        y = x.new_empty(size) if keep else workspace("block", x, *size)
+        torch.bmm(filters.expand(x.shape[0], -1, -1), maps, out=y)
         if bias is not None:
             y += bias.view(-1, 1)
-        return y.view(x.shape[0], -1, *x.shape[2:])
+        return y.view(*size[:2], *x.shape[2:])
     zeros = [0] * len(args.stride)
     y = torch.convolution(x, weight, bias, args.stride, args.padding, args.dilation, False, zeros, args.groups)
     return y.contiguous()

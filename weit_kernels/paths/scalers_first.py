@@ -96,7 +96,8 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
     size = args.output_size(spatial, kernel)
     y = x.new_empty(B, m * p, *size)
     for b in blocks(B, m * N * q * spatial.numel() * x.element_size(), block_bytes(x.device.type)):
-        u = torch.bmm(mix.expand(b.stop - b.start, -1, -1), x[b].view(-1, n, q * spatial.numel()))
+        u = workspace("block", x, b.stop - b.start, m * N, q * spatial.numel())
+        torch.bmm(mix.expand(u.shape[0], -1, -1), x[b].view(-1, n, q * spatial.numel()), out=u)
         y[b] = convolve(u.view(-1, N * q, *spatial), filters, args).view(-1, m * p, *size)
         if bias is not None:
             y[b] += bias.view(-1, *[1] * len(size))
@@ -115,7 +116,9 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
     dmix = accumulator(x, m * N, n) if need[2] else None
     for b in blocks(B, m * N * q * spatial.numel() * x.element_size(), block_bytes(x.device.type)):
         x_b, dy_maps = x[b].view(-1, n, q * spatial.numel()), dy[b].view(-1, p, *dy.shape[2:])
-        u = torch.bmm(mix.expand(x_b.shape[0], -1, -1), x_b).view(-1, N * q, *spatial)
+        u = workspace("block", x, x_b.shape[0], m * N, q * spatial.numel())
+        torch.bmm(mix.expand(x_b.shape[0], -1, -1), x_b, out=u)
+        u = u.view(-1, N * q, *spatial)
         du, df = conv_gradients(dy_maps, u, filters, args, [need[0] or need[2], need[1]])
         if dfilters is not None and df is not None:
             dfilters += df

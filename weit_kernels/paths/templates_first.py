@@ -94,7 +94,7 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
         bias = widen(bias.view(1, -1), m * p).view(m, p, 1).expand(m, p, size.numel()).reshape(m, -1)
     y = x.new_empty(B, m, p * size.numel())
     for b in blocks(B, n * N * p * size.numel() * x.element_size(), block_bytes(x.device.type)):
-        z = convolve(x[b].view(-1, q, *x.shape[2:]), filters, args)
+        z = convolve(x[b].view(-1, q, *x.shape[2:]), filters, args, keep=False)
         _mix_into(y[b], mix, z.view(-1, n * N, p * size.numel()), bias)
     return y.view(B, m * p, *size)[:, :out].contiguous()
 
@@ -112,14 +112,16 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
     for b in blocks(B, n * N * p * size.numel() * x.element_size(), block_bytes(x.device.type)):
         x_maps, dy_b = x[b].view(-1, q, *x.shape[2:]), dy[b].view(-1, m, p * size.numel())
         if dx is not None or dT is not None:
-            v = torch.bmm(mix.mT.expand(dy_b.shape[0], -1, -1), dy_b).view(-1, N * p, *size)
+            v = workspace("block", x, dy_b.shape[0], n * N, p * size.numel())
+            torch.bmm(mix.mT.expand(dy_b.shape[0], -1, -1), dy_b, out=v)
+            v = v.view(-1, N * p, *size)
             dx_b, dT_b = conv_gradients(v, x_maps, filters, args, need[:2])
             if dx is not None and dx_b is not None:
                 dx[b].view_as(x_maps).copy_(dx_b)
             if dT is not None and dT_b is not None:
                 dT += dT_b
         if dmix is not None:
-            z = convolve(x_maps, filters, args)
+            z = convolve(x_maps, filters, args, keep=False)
             dmix += torch.bmm(dy_b, z.view(-1, n * N, p * size.numel()).mT).sum(0, dtype=dmix.dtype)
     return _cut(dx, inn), _template_grad(dT, T), _scaler_grad(dmix, S)
 
