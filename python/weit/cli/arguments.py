@@ -1,0 +1,73 @@
+"""Dataclasses as command-line flags: one flag a field, its help from the docstring."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Collection
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import jsonargparse
+
+Config = TypeVar("Config")
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are one line and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (--help lists what it takes)\n")
+
+
+def add_fields(parser: Parser, config: type, skip: Collection[str] = ()) -> None:
+    """A flag for each field of the dataclass ``config``."""
+    hints, helps = get_type_hints(config), _helps(config)
+    for each in fields(config):
+        if each.name not in skip:
+            flag = f"--{each.name.replace('_', '-')}"
+            parser.add_argument(flag, help=helps.get(each.name, ""), **_kind(hints[each.name], each))
+
+
+def read_fields(parser: Parser, given: jsonargparse.Namespace, config: type[Config], **others: Any) -> Config:
+    """A ``config`` from the flags that ``add_fields`` made; what it refuses is an error in usage."""
+    values = {each.name: given[each.name] for each in fields(config) if each.name not in others}  # type: ignore[arg-type]
+    try:
+        return config(**values, **others)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _kind(hint: Any, each: Field[Any]) -> dict[str, Any]:
+    """Arguments of ``add_argument`` for a field."""
+    if each.default is MISSING and each.default_factory is MISSING:
+        return {"type": hint, "required": True}
+    default = each.default_factory() if each.default_factory is not MISSING else each.default
+    if hint is bool:
+        return {"action": "store_true", "default": default}
+    many = [part for part in _union(hint) if get_origin(part) in (list, tuple)]
+    if not many:
+        return {"type": hint, "default": default}
+    elements = get_args(many[0])
+    count = "+" if get_origin(many[0]) is list else len(elements)
+    return {"type": elements[0], "nargs": count, "default": default}
+
+
+def _union(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _helps(config: type) -> dict[str, str]:
+    """Field -> what the docstring of its class says about it."""
+    helps = {}
+    for base in reversed(config.__mro__):
+        for parameter in docstring_parser.parse(base.__doc__ or "").params:
+            helps[parameter.arg_name] = " ".join((parameter.description or "").replace("`", "").split())
+    return helps
+
+
+def existing_folder(name: str, folder: Path) -> None:
+    """Raise ``FileNotFoundError`` unless ``folder`` is there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name} is not a folder: {folder}")

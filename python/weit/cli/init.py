@@ -1,0 +1,67 @@
+"""Make a dense model of any size from a pre-trained bank; writes model.safetensors and config.json.
+
+The model is of the bank's own family; sizes that are not named are as in the pre-trained model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from weit.bank import TemplateBank
+from weit.cli.arguments import Parser, add_fields, read_fields
+from weit.cli.model import DataFlags, SizeFlags
+from weit.models import save_model
+from weit.models.sizes import model_arguments
+from weit.recipes import start_from_bank
+
+RESUME = "nothing was written"
+
+
+@dataclass(frozen=True)
+class InitFlags:
+    """Where from, where to, and the fitting of scalers.
+
+    Args:
+        bank: folder of a bank that weit pretrain or weit demo wrote.
+        out: folder for the model.
+        steps: steps of scaler fitting; 0 for the first guess alone, without data.
+        lr: learning rate of scaler fitting.
+        batch_size: images in a step.
+        seed: of the data's order.
+    """
+
+    bank: Path
+    out: Path
+    steps: int = 150
+    lr: float = 1e-2
+    batch_size: int = 64
+    seed: int = 0
+
+
+def add_arguments(parser: Parser) -> None:
+    for flags in (InitFlags, SizeFlags, DataFlags):
+        add_fields(parser, flags)
+
+
+def run(parser: Parser, given: Namespace) -> None:
+    flags, sizes = read_fields(parser, given, InitFlags), read_fields(parser, given, SizeFlags)
+    data = read_fields(parser, given, DataFlags)
+    bank = TemplateBank.from_pretrained(flags.bank)
+    if bank.source is None or not {"model", "arguments"} <= bank.source.config.keys():
+        raise ValueError(f"bank must come with the model it was pre-trained in, but {flags.bank} names none")
+    task, model = data.task(), bank.source.config["model"]
+    of_data = model_arguments(task, model, {})
+    size = sizes.or_else(
+        {name: value for name, value in bank.source.config["arguments"].items() if name not in of_data}
+    )
+    fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, "batch_size": flags.batch_size, "seed": flags.seed}
+    network = start_from_bank(task, bank, model, size, **fit, progress=True)
+    save_model(network, flags.out, model, model_arguments(task, model, size))
+    found = task.evaluate(network, task.validation)
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    print(f"{flags.out}: {model} {size}, {numbers:,} parameters, validation accuracy {100 * found['accuracy']:.1f} % "
+          f"before training")  # fmt: skip

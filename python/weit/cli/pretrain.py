@@ -1,0 +1,68 @@
+"""Pre-train a template bank at several sizes at once; the folder gets the bank and the record of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from weit.bank import BankSpec
+from weit.cli.arguments import Parser, add_fields, read_fields
+from weit.cli.model import DataFlags, SizeFlags
+from weit.models.sizes import parse_size
+from weit.pretrain import PretrainConfig
+from weit.recipes import pretrain_bank
+
+RESUME = "the same command with --resume goes on from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class PretrainFlags:
+    """What to pre-train, and where to.
+
+    Args:
+        out: folder for the run; the bank goes to its subfolder bank.
+        model: vit, or timm:NAME or hf:NAME where installed.
+        smaller: sizes that the pre-training also runs at, such as 48x6 32x3.
+        resume: go on from the last checkpoint in the folder.
+    """
+
+    out: Path
+    model: str = "vit"
+    smaller: list[str] = field(default_factory=lambda: ["48x6", "32x6", "64x3", "48x4", "32x3"])
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class BankFlags:
+    """The bank's shape.
+
+    Args:
+        templates: how many for each role.
+        template_shape: rows and columns; chosen from the layers' sizes if not given.
+        layout: block or interleaved.
+    """
+
+    templates: int = BankSpec().templates  # type: ignore[assignment]
+    template_shape: tuple[int, int] | None = None
+    layout: str = BankSpec().layout
+
+
+def add_arguments(parser: Parser) -> None:
+    for flags in (PretrainFlags, SizeFlags, DataFlags, BankFlags):
+        add_fields(parser, flags)
+    add_fields(parser, PretrainConfig, skip=["spec"])
+
+
+def run(parser: Parser, given: Namespace) -> None:
+    flags, sizes = read_fields(parser, given, PretrainFlags), read_fields(parser, given, SizeFlags)
+    data, shape = read_fields(parser, given, DataFlags), read_fields(parser, given, BankFlags)
+    config = read_fields(
+        parser, given, PretrainConfig, spec=BankSpec(shape.templates, shape.template_shape, shape.layout)
+    )
+    size = sizes.or_else({"width": 64, "depth": 6} if flags.model == "vit" else {})
+    smaller = [parse_size(each) for each in flags.smaller]
+    bank = pretrain_bank(data.task(), flags.model, size, smaller, config, run_dir=flags.out, resume=flags.resume)
+    bank.save_pretrained(flags.out / "bank")
+    print(f"{flags.out / 'bank'}: {len(bank.roles)} roles, {bank.num_parameters():,} numbers in templates")

@@ -1,0 +1,111 @@
+"""Examines the machine: versions, compilers, GPU, kernels, extras, data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+import torch
+
+import weit_kernels
+from weit.tasks.classification import find_fashion_mnist
+from weit_kernels.shapes import BACKENDS
+
+_EXTRAS = {
+    "demo": ["scikit-learn"],
+    "timm": ["timm"],
+    "transformers": ["transformers"],
+    "generation": ["diffusers"],
+    "control": ["gymnasium", "mujoco", "stable-baselines3"],
+    "bench": ["pytest", "pytest-benchmark"],
+    "test": ["pytest", "hypothesis"],
+}
+_SHAPE = (8, 16, 16), (32, 32)  # scalers and templates of a middling layer, to ask each backend about
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """Section -> what was looked at -> what was found, in words."""
+    return {
+        "Python and libraries": _libraries(),
+        "Compilers": {name: _first_line([name, "--version"]) for name in ("c++", "ninja", "nvcc")},
+        "Accelerators": _accelerators(),
+        "weit_kernels": _kernels(),
+        "Extras": {extra: _installed(packages) for extra, packages in _EXTRAS.items()},
+        "Data sets": _data(),
+    }
+
+
+def _libraries() -> dict[str, str]:
+    names = ("torch", "triton", "accelerate", "safetensors", "numpy")
+    return {
+        "python": f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores",
+        "weit": weit_kernels.__version__,
+        **{name: _version(name) or "not installed" for name in names},
+    }
+
+
+def _accelerators() -> dict[str, str]:
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        return {"GPU": f"none ({built})"}
+    return {
+        f"GPU {i}": f"{p.name}, {p.total_memory / 2**30:.0f} GiB, compute capability {p.major}.{p.minor}"
+        for i, p in enumerate(map(torch.cuda.get_device_properties, range(torch.cuda.device_count())))
+    }
+
+
+def _kernels() -> dict[str, str]:
+    built = importlib.util.find_spec("weit_kernels._C") is not None
+    lines = {"extension": "built" if built else "not built; the plain torch paths do everything"}
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        for backend in BACKENDS:
+            if backend != "auto":
+                lines[f"{backend} on {device}"] = _backend(backend, device)
+    return lines
+
+
+def _backend(backend: str, device: str) -> str:
+    try:
+        chosen = weit_kernels.plan(1024, *_SHAPE, torch.float32, device, backend=backend)
+    except RuntimeError as error:
+        reason = str(error).partition("cannot run: ")[2].partition(";")[0]
+        return f"no: {reason or error}"
+    return f"yes ({chosen.path} for a 512 x 512 layer and 1024 rows)"
+
+
+def _data() -> dict[str, str]:
+    digits = "in scikit-learn" if _version("scikit-learn") else "needs scikit-learn: pip install weit[demo]"
+    try:
+        fashion = str(find_fashion_mnist())
+    except FileNotFoundError as error:
+        fashion = str(error)
+    return {"digits": digits, "fashion-mnist": fashion}
+
+
+def _installed(packages: Sequence[str]) -> str:
+    return ", ".join(f"{name} {_version(name) or 'missing'}" for name in packages)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _first_line(command: list[str]) -> str:
+    if shutil.which(command[0]) is None:
+        return "not found"
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not run: {error}"
+    lines = [line for line in (found.stdout or found.stderr).splitlines() if line.strip()]
+    release = [line for line in lines if "release" in line]  # nvcc says it in the fourth line
+    return (release or lines or ["says nothing"])[0]

@@ -1,0 +1,181 @@
+"""Batches as a pure function of seed and step, from tensors, a data set or a data loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
+
+from weit.engine.seeds import mix, reseed_all
+
+Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | Sequence[Tensor]"
+"""A map-style data set of items (input, target), a data loader over one, or a pair of tensors (inputs, targets)."""
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+
+_ORDER, _ITEMS = 1, 2  # what a seed is drawn for, so that the two streams have nothing in common
+_IGNORED = -100  # the label that torch's cross-entropy leaves out by default
+
+
+class Batches:
+    """The endless stream of shuffled batches of ``data``; batch ``step`` does not depend on how one got there.
+
+    Every epoch is a new permutation of all items, and a batch may reach from one epoch into the next. Of each batch of
+    ``batch_size`` items, process ``rank`` of ``world`` gets its equal share, so that a batch is the same on any number of
+    processes. Random augmentation inside a data set is seeded anew for each batch.
+
+    Args:
+        data: see ``Data``. A ``DataLoader`` lends its data set, collate function, workers and memory pinning; its batch
+            size and its shuffling are replaced by those here.
+        batch_size: items in a batch, over all processes.
+
+    Raises:
+        TypeError: ``data`` is nothing of the kind, or its inputs are images of integers.
+        ValueError: empty, tensors of unequal length, NaN or infinity in the inputs (all of them if they are tensors,
+            else the first batch), a loader with a sampler of its own, a batch that the processes cannot share evenly.
+    """
+
+    def __init__(self, data: Data, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        if batch_size % world:
+            raise ValueError(f"batch_size must be a multiple of the number of processes, {world}, got {batch_size}")
+        self._loader = data if isinstance(data, DataLoader) else None
+        dataset = _dataset_of(data) if isinstance(data, DataLoader) else data
+        self._tensors = _as_tensors(dataset)
+        self._items = _SeededItems(dataset, seed, rank)
+        self._share, self._seed, self._rank, self._world = batch_size // world, seed, rank, world
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._classes: int | None = None
+        self.count = _count(dataset, self._tensors)
+        _check_inputs(self.batch(0)[0] if self._tensors is None else self._tensors[0])
+
+    def indices(self, step: int) -> Tensor:
+        """Which items batch ``step`` holds on this process: int64 ``(batch_size / world,)``."""
+        position, missing = (step * self._world + self._rank) * self._share, self._share
+        pieces = []
+        while missing:
+            epoch, start = divmod(position, self.count)
+            pieces.append(self._permutation(epoch)[start : start + missing])
+            position, missing = position + len(pieces[-1]), missing - len(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def batch(self, step: int) -> Batch:
+        """Inputs and targets of batch ``step`` on this process."""
+        index = self.indices(step)
+        if self._tensors is not None:
+            inputs, targets = self._tensors
+            return inputs[index], targets[index]
+        collate = default_collate if self._loader is None else self._loader.collate_fn
+        return self._checked(collate(self._items.__getitems__((step, index.tolist()))))
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches ``start`` to ``stop - 1``, fetched ahead by the loader's workers where it has any."""
+        if self._tensors is not None or self._loader is None or not self._loader.num_workers:
+            return map(self.batch, range(start, stop))
+        keys: Iterable[Any] = ((step, self.indices(step).tolist()) for step in range(start, stop))
+        loader: DataLoader[Any] = DataLoader(
+            self._items,
+            batch_sampler=keys,
+            collate_fn=self._loader.collate_fn,
+            num_workers=self._loader.num_workers,
+            pin_memory=self._loader.pin_memory,
+            worker_init_fn=self._loader.worker_init_fn,
+            multiprocessing_context=self._loader.multiprocessing_context,
+        )
+        return map(self._checked, loader)
+
+    def limit_labels(self, classes: int) -> None:
+        """Let integer targets be class labels below ``classes``: those in memory now, others batch by batch.
+
+        Raises:
+            ValueError: now or from ``stream``, a label outside the range (-100, ignored by cross-entropy, may occur).
+        """
+        self._classes = classes
+        if self._tensors is not None:
+            _check_labels(self._tensors[1], classes)
+
+    def _checked(self, batch: Any) -> Batch:
+        pair = _as_pair(batch)
+        if self._classes is not None:
+            _check_labels(pair[1], self._classes)
+        return pair
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(mix(self._seed, _ORDER, epoch))
+            self._order = epoch, torch.randperm(self.count, generator=generator)
+        return self._order[1]
+
+
+class _SeededItems(Dataset[Any]):
+    """A data set whose items are drawn on randomness that depends on the batch alone, in a worker process too."""
+
+    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
+        self._dataset, self._seed, self._rank = dataset, seed, rank
+
+    def __getitems__(self, key: tuple[int, list[int]]) -> list[Any]:
+        step, indices = key
+        reseed_all(mix(self._seed, _ITEMS, step, self._rank))
+        if hasattr(self._dataset, "__getitems__"):
+            return self._dataset.__getitems__(indices)
+        return [self._dataset[i] for i in indices]
+
+
+def _dataset_of(loader: DataLoader[Any]) -> Any:
+    if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
+        sampler = type(loader.sampler).__name__
+        raise ValueError(f"data draws by its own {sampler}, but the order follows from the seed; pass its data set")
+    return loader.dataset
+
+
+def _as_tensors(data: Any) -> Batch | None:
+    """The pair of tensors behind ``data``, so that a batch is one indexing; ``None`` where items have to be fetched."""
+    if isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__:
+        data = data.tensors
+    if not isinstance(data, tuple | list):
+        return None
+    inputs, targets = _as_pair(data)
+    if len(inputs) != len(targets):
+        raise ValueError(f"inputs and targets must be of one length, got {len(inputs)} and {len(targets)}")
+    return inputs, targets
+
+
+def _as_pair(batch: Any) -> Batch:
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"data must give pairs of tensors (inputs, targets), got {type(batch).__name__}")
+    if len(batch) != 2 or not all(isinstance(part, Tensor) and part.dim() for part in batch):
+        kinds = ", ".join(type(part).__name__ for part in batch)
+        raise TypeError(f"data must give pairs of tensors (inputs, targets), got ({kinds})")
+    return batch[0], batch[1]
+
+
+def _count(dataset: Any, tensors: Batch | None) -> int:
+    if tensors is not None:
+        count = len(tensors[0])
+    elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        count = len(dataset)
+    else:
+        expected = "a data set with __len__ and __getitem__, a DataLoader, or a pair of tensors"
+        raise TypeError(f"data must be {expected}, got {type(dataset).__name__}")
+    if not count:
+        raise ValueError("data must hold at least one item, got none")
+    return count
+
+
+def _check_inputs(inputs: Tensor) -> None:
+    if not inputs.is_floating_point() and (inputs.dtype == torch.uint8 or inputs.dim() > 2):
+        raise TypeError(f"inputs must be floating, got {inputs.dtype} of shape {tuple(inputs.shape)}; scale them first")
+    if not torch.isfinite(inputs).all():
+        bad = (~torch.isfinite(inputs)).flatten(1).any(1) if inputs.dim() > 1 else ~torch.isfinite(inputs)
+        raise ValueError(f"inputs must be finite, got NaN or infinity in {int(bad.sum())} of {len(bad)} items")
+
+
+def _check_labels(targets: Tensor, classes: int) -> None:
+    if targets.is_floating_point():
+        return
+    labels = targets[targets != _IGNORED]
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        found = f"labels from {int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"targets must be below the {classes} outputs of the model and not negative, got {found}")

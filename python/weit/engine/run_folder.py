@@ -1,0 +1,113 @@
+"""What a run leaves on disk: ``config.yaml``, ``metrics.jsonl``, TensorBoard events and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from weit.engine.checkpoint import Checkpoint, checkpoints, save_checkpoint
+from weit.files import atomic_write
+
+Record = dict[str, float]
+
+
+class RunFolder:
+    """The folder of one run, new or continued.
+
+    Args:
+        path: the folder; made if missing.
+        config: what the run depends on, JSON-like; a continued run must have the same.
+        resume: continue from the last checkpoint, else begin a run that must not be there yet.
+        keep: how many checkpoints stay.
+
+    Attributes:
+        checkpoint: what to continue from, or ``None``.
+        history: the records written so far, up to the checkpoint.
+
+    Raises:
+        FileExistsError: ``path`` holds a run already and ``resume`` is false.
+        ValueError: nothing to continue, another config, or a damaged checkpoint.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False, keep: int = 2) -> None:
+        self.path = Path(path)
+        self._config: dict[str, Any] = json.loads(json.dumps(config))
+        self._keep = keep
+        self._checkpoints, self._metrics = self.path / "checkpoints", self.path / "metrics.jsonl"
+        self.checkpoint: Checkpoint | None = None
+        self.history: list[Record] = []
+        if resume:
+            self.checkpoint = self._latest()
+            self.history = self._records(self.checkpoint.step)
+        elif self._metrics.exists() or checkpoints(self._checkpoints):
+            raise FileExistsError(f"run_dir holds a run already: {self.path}; resume it, or name another folder")
+
+    def open(self) -> None:
+        """Write the config and the records up to the checkpoint, and begin to take records."""
+        from torch.utils.tensorboard import SummaryWriter  # half a second that runs without a folder need not spend
+
+        atomic_write(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
+        atomic_write(self._metrics, "".join(map(_line, self.history)))
+        self._file = self._metrics.open("a")
+        purge = self.checkpoint.step + 1 if self.checkpoint else None
+        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
+
+    def record(self, record: Record) -> None:
+        """Append one line to ``metrics.jsonl``, and the same numbers to TensorBoard."""
+        self._file.write(_line(record))
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(record["step"]))
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint; see ``save_checkpoint``."""
+        save_checkpoint(self._checkpoints, step, model, optimizer, {"config": self._config, **state}, self._keep)
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def _latest(self) -> Checkpoint:
+        found = checkpoints(self._checkpoints)
+        if not found:
+            raise ValueError(f"nothing to resume: no checkpoint in {self._checkpoints}")
+        try:
+            latest = Checkpoint(found[-1])
+        except ValueError as error:
+            older = f"; {found[-2]} is older: remove the damaged one to continue from there" if found[1:] else ""
+            raise ValueError(f"{error}{older}") from error
+        saved = latest.state["config"]
+        changed = [name for name in self._config.keys() | saved.keys() if self._config.get(name) != saved.get(name)]
+        if changed:
+            names = ", ".join(f"{n}: {saved.get(n)!r} → {self._config.get(n)!r}" for n in sorted(changed))
+            raise ValueError(f"config differs from that of the run to resume in {self.path} ({names})")
+        return latest
+
+    def _records(self, last: int) -> list[Record]:
+        """The records up to step ``last``; what comes after them, perhaps a line cut short, will be written again."""
+        records: list[Record] = []
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                step = record["step"]
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(lines):  # the process ended while it wrote this one
+                    break
+                raise ValueError(f"{self._metrics} is damaged in line {number}") from error
+            if step > last:
+                break
+            records.append(record)
+        return records
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record) + "\n"

@@ -1,0 +1,68 @@
+"""A dense model of any depth and width from a pre-trained template bank."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch.nn.functional as F
+from torch import nn
+
+from weit.bank import TemplateBank
+from weit.convert import kronify, materialize
+from weit.engine.data import Data
+from weit.engine.loop import Loss
+from weit.engine.seeds import own_randomness
+from weit.rules import Rules
+from weit.scalers import fit_scalers, lay_out
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def initialize(
+    model: Model,
+    bank: TemplateBank,
+    data: Data | None = None,
+    steps: int = 150,
+    *,
+    lr: float = 3e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    depth: str = "prefix",
+    rules: Rules | None = None,
+    loss: Loss = F.cross_entropy,
+    progress: bool = False,
+    **settings: Any,
+) -> Model:
+    """Give a dense model its starting weights: templates from ``bank``, scalers laid out and fitted on a little data.
+
+    ``kronify`` with the frozen bank → ``lay_out``, if the bank has a source (else scalers are fresh) → ``fit_scalers`` →
+    ``materialize``. The same for the same arguments and number of threads.
+
+    Args:
+        model: any depth and width of the family that the bank was pre-trained for; filled in place, still dense.
+        bank: stays as it is.
+        data: what the scalers are fitted on; ``None`` for the first guess alone.
+        steps: of fitting; 0 for the first guess alone.
+        lr, batch_size, seed, loss, progress, **settings: as for ``fit_scalers``.
+        depth: how layers correspond in a shallower model; see ``map_depth``.
+        rules: as for ``kronify``.
+
+    Returns:
+        ``model``, ready to train.
+
+    Raises:
+        TypeError, ValueError, FloatingPointError: as ``kronify``, ``lay_out`` and ``fit_scalers``; ``model`` is unchanged.
+    """
+    if steps < 0:
+        raise ValueError(f"steps must be an int from 0, got {steps!r}")
+    target = copy.deepcopy(model)
+    with own_randomness(seed):
+        kronify(target, bank, rules=rules)
+    if bank.source is not None:
+        lay_out(target, bank.source, depth=depth, seed=seed)
+    if data is not None and steps:
+        settings = {"lr": lr, "batch_size": batch_size, "seed": seed, **settings}
+        fit_scalers(target, bank, data, steps, loss=loss, progress=progress, **settings)
+    model.load_state_dict(materialize(target).state_dict())
+    return model

@@ -1,0 +1,7 @@
+"""Models that are trained here: built by name, kept in folders."""
+
+from weit.models.create import create_model
+from weit.models.folder import load_model, save_model
+from weit.models.vit import VisionTransformer
+
+__all__ = ["VisionTransformer", "create_model", "load_model", "save_model"]

@@ -1,0 +1,65 @@
+"""Models by name: the package's own small ViT, and timm's and Hugging Face's where those are installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from weit.models.vit import VisionTransformer
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """A freshly initialised image classifier, images ``(B, in_chans, H, W)`` -> logits ``(B, num_classes)``.
+
+    Args:
+        name: ``"vit"`` (``VisionTransformer``), ``"timm:<model>"`` (any name timm knows) or ``"hf:<model type>"`` (a
+            Hugging Face model type such as ``vit`` or ``resnet``, built from its configuration without a download).
+        **arguments: ``img_size``, ``in_chans``, ``num_classes`` for all of them, and the model's own.
+
+    Raises:
+        ValueError: unknown name, or arguments that the model refuses.
+        RuntimeError: the library that builds the model is not installed.
+    """
+    library, _, model = name.rpartition(":")
+    if name != "vit" and (library not in ("timm", "hf") or not model):
+        raise ValueError(f'model must be "vit", "timm:<model>" or "hf:<model type>", got {name!r}')
+    try:
+        if library == "timm":
+            return _timm(model, **arguments)
+        if library == "hf":
+            return _hugging_face(model, **arguments)
+        return VisionTransformer(**arguments)
+    except TypeError as error:
+        raise ValueError(f"model {name} refuses its arguments: {error}") from error
+
+
+def _timm(model: str, **arguments: Any) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise RuntimeError(f"timm:{model} needs timm: pip install weit[timm] ({error})") from error
+    if not timm.is_model(model):
+        raise ValueError(f"model must be one that timm.list_models() names, got {model!r}")
+    if not timm.models.get_pretrained_cfg(model).fixed_input_size:
+        arguments.pop("img_size", None)  # a ConvNet takes any size and refuses to be told one
+    return timm.create_model(model, pretrained=False, **arguments)
+
+
+def _hugging_face(
+    model: str, img_size: int | None = None, in_chans: int = 3, num_classes: int = 1000, **arguments: Any
+) -> nn.Module:
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError as error:
+        raise RuntimeError(f"hf:{model} needs transformers: pip install weit[transformers] ({error})") from error
+    if img_size is not None:
+        arguments["image_size"] = img_size
+    config = AutoConfig.for_model(model, num_channels=in_chans, num_labels=num_classes, **arguments)
+    network = AutoModelForImageClassification.from_config(config)
+    network.register_forward_hook(_logits)  # a wrapper would change the module paths that rules match
+    return network
+
+
+def _logits(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
+    return output.logits

@@ -1,0 +1,56 @@
+"""Dense models on disk: a folder with ``model.safetensors`` and the ``config.json`` that rebuilds the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from weit.files import atomic_dir
+from weit.models.create import create_model
+
+_FORMAT = "weit-model"
+
+
+def save_model(model: nn.Module, folder: str | Path, name: str, arguments: dict[str, Any], **notes: Any) -> None:
+    """Write ``model``, which ``create_model(name, **arguments)`` builds, to ``folder``, replacing an older one whole.
+
+    ``notes`` (JSON) go into ``config.json`` too.
+
+    Raises:
+        OSError: the folder cannot be written, or holds something else.
+    """
+    config = {"format": _FORMAT, "model": name, "arguments": arguments, **notes}
+    with atomic_dir(folder) as temporary:
+        save_file(
+            {key: value.contiguous() for key, value in model.state_dict().items()}, temporary / "model.safetensors"
+        )
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that ``save_model`` wrote to ``folder``, and its config: ``{"format", "model", "arguments", ...}``.
+
+    Raises:
+        OSError: no such folder or files.
+        ValueError: damaged or foreign files.
+    """
+    folder = Path(folder)
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    try:
+        config = json.loads(config_file.read_text())
+        if config["format"] != _FORMAT:
+            raise ValueError(f"its format is {config['format']!r}, expected {_FORMAT!r}")
+        model = create_model(config["model"], **config["arguments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config_file} is damaged or not of this package: {error}") from error
+    try:
+        model.load_state_dict(load_file(weights_file))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{weights_file} is damaged or does not fit its config.json: {reason}") from error
+    return model, config

@@ -1,0 +1,183 @@
+"""Pre-training of templates and scalers together, at many sizes at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weit.bank import BankSpec, Source, TemplateBank
+from weit.convert import extract_bank, kronify
+from weit.engine.data import Batches, Data
+from weit.engine.loop import Loss, TrainConfig, logits_of, require, train
+from weit.engine.seeds import own_randomness
+from weit.masks import Elastic, draw_size
+from weit.nn.factors import KronFactors
+from weit.rules import Rules
+
+STARTS = ("random", "extract")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    """How to pre-train: ``TrainConfig``, and what follows.
+
+    Args:
+        spec: how many templates of which shape; a mapping with the fields of a ``BankSpec`` will do.
+        start: ``"random"``, or ``"extract"``: templates and scalers nearest to the weights of the given, trained model.
+        full_share: share of the steps that run at full size; the others are spread evenly over the smaller sizes.
+        alpha: weight of distillation beside the task's loss, where there is a teacher.
+        temperature: of distillation.
+
+    Raises:
+        TypeError, ValueError: a field of the wrong type or out of its range.
+    """
+
+    lr: float = 4e-3
+    spec: BankSpec = field(default_factory=BankSpec)
+    start: str = "random"
+    full_share: float = 0.25
+    alpha: float = 1.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "spec", BankSpec.of(self.spec))
+        require(self, "start", self.start in STARTS, f"one of {', '.join(STARTS)}")
+        require(self, "full_share", 0 <= self.full_share <= 1, "a share from 0 to 1")
+        require(self, "alpha", 0 <= self.alpha < float("inf"), "from 0")
+        require(self, "temperature", 0 < self.temperature < float("inf"), "positive")
+
+
+def pretrain(
+    model: nn.Module,
+    data: Data,
+    config: PretrainConfig | None = None,
+    *,
+    bank: TemplateBank | None = None,
+    smaller: Sequence[nn.Module] = (),
+    teacher: nn.Module | None = None,
+    rules: Rules | None = None,
+    loss: Loss = F.cross_entropy,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    model_config: Mapping[str, Any] | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TemplateBank:
+    """Train a template bank: every weight that the rules name is templates ⊗ scalers from the first step to the last.
+
+    Each step draws a size, the full one or one of ``smaller``, and trains the prefix of the parameters that makes it up
+    (see ``weit.masks.Elastic``), so that the templates come to serve many sizes.
+
+    Args:
+        model: the largest size; kronified in place unless it is already, and trained.
+        data, loss, run_dir, resume, progress: as for ``weit.engine.train``.
+        config: see ``PretrainConfig``.
+        bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified.
+        smaller: models of the same family, none larger than ``model`` in anything; only their shapes count.
+        teacher: a trained model with the same outputs, to distil from.
+        rules: as for ``kronify``.
+        evaluate: full-size model → numbers for the record.
+        model_config: how to build ``model`` again, JSON-like; kept as ``bank.source.config``.
+
+    Returns:
+        The bank, with ``source`` filled: all else that was learned, for ``initialize`` to start from.
+
+    Raises:
+        TypeError, ValueError: bad data, rules or sizes, before ``model`` changes; see also ``weit.engine.train``.
+        FloatingPointError: the loss became NaN or infinite. OSError: ``run_dir`` cannot be written.
+
+    Source: WeiT (arXiv 2604.14769), constraint-based pre-training with structured masks; distillation as Hinton et al.
+    2015, "Distilling the knowledge in a neural network".
+    """
+    config = config or PretrainConfig()
+    Batches(data, config.batch_size)  # checks it, while the model is still as it was
+    with own_randomness(config.seed):
+        bank = _kronified(model, bank, config, rules)
+        elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
+    train(
+        elastic,
+        data,
+        config,
+        loss=loss,
+        objective=_Objective(config, loss, teacher),
+        evaluate=None if evaluate is None else lambda elastic: evaluate(elastic.model),  # type: ignore[arg-type]
+        run_dir=run_dir,
+        resume=resume,
+        progress=progress,
+        find_unused_parameters=True,  # a smaller size leaves out the last layers
+    )
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
+    bank.source = Source(own, dict(model_config or {}))
+    return bank
+
+
+class _Objective:
+    """The task's loss at the size of the step, and the distance from the teacher's answers."""
+
+    def __init__(self, config: PretrainConfig, loss: Loss, teacher: nn.Module | None) -> None:
+        self.config, self.loss = config, loss
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
+
+    def __call__(self, elastic: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        size = draw_size(self.config.seed, step, elastic.sizes, self.config.full_share)  # type: ignore[arg-type]
+        logits = logits_of(elastic(inputs, size))
+        value = self.loss(logits, targets)
+        if self.teacher is None:
+            return value
+        with torch.no_grad():
+            answers = logits_of(self.teacher.to(inputs.device)(inputs))
+        return value + self.config.alpha * distillation(logits, answers, self.config.temperature)
+
+
+def distillation(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """``T² KL(softmax(answers / T) ‖ softmax(logits / T))``, the mean over all but the last axis.
+
+    Raises:
+        ValueError: the teacher's ``answers`` have another shape than ``logits``.
+    """
+    if logits.shape != answers.shape:
+        raise ValueError(f"teacher must answer like the model, {tuple(logits.shape)}, got {tuple(answers.shape)}")
+    ours, theirs = ((x / temperature).flatten(0, -2).log_softmax(-1) for x in (logits, answers))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def _kronified(
+    model: nn.Module, bank: TemplateBank | None, config: PretrainConfig, rules: Rules | None
+) -> TemplateBank:
+    if _has_kron(model):
+        if bank is None:
+            raise ValueError("bank must be given for a model that is kronified already, got None")
+        if config.start == "extract":
+            raise ValueError('start="extract" needs a dense model, but model is kronified already')
+        return bank
+    if config.start == "random":
+        return kronify(model, config.spec if bank is None else bank, rules=rules)
+    if bank is not None:
+        raise ValueError('bank must be None with start="extract", which makes its own')
+    bank, scalers = extract_bank(model, config.spec, rules=rules)
+    kronify(model, bank, rules=rules)
+    with torch.no_grad():
+        for path, fitted in scalers.items():
+            model.get_parameter(f"{path}.scalers").copy_(fitted)
+    return bank
+
+
+def _share(bank: TemplateBank, small: nn.Module, rules: Rules | None) -> nn.Module:
+    if _has_kron(small):
+        return small
+    small = copy.deepcopy(small)
+    kronify(small, bank, rules=rules)
+    return small
+
+
+def _has_kron(model: nn.Module) -> bool:
+    return any(isinstance(module, KronFactors) for module in model.modules())

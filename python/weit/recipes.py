@@ -1,0 +1,108 @@
+"""What the command line and the comparison do alike: build, pre-train, initialise and train models by name and size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from weit.bank import TemplateBank
+from weit.engine import Record, TrainConfig, train
+from weit.engine.seeds import own_randomness
+from weit.initialize import initialize
+from weit.masks import draw_size
+from weit.models import create_model
+from weit.models.sizes import model_arguments, training_flops
+from weit.pretrain import PretrainConfig, pretrain
+from weit.tasks import Task
+from weit.tasks.classification import head
+
+Size = dict[str, int]
+
+
+def build(task: Task, model: str, size: Size, seed: int) -> nn.Module:
+    """A fresh model for the task's images; its numbers depend on ``seed`` alone."""
+    with own_randomness(seed):
+        return create_model(model, **model_arguments(task, model, size))
+
+
+def pretrain_bank(
+    task: Task,
+    model: str,
+    size: Size,
+    smaller: Sequence[Size],
+    config: PretrainConfig,
+    *,
+    on_evaluate: Callable[[], object] | None = None,
+    **run: Any,
+) -> TemplateBank:
+    """Pre-train a bank at ``size`` and the ``smaller`` sizes; ``run`` goes to ``pretrain`` (run_dir, resume, progress).
+
+    ``bank.source.config`` tells how to build the model again and what the pre-training cost: ``{"model", "arguments",
+    "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at.
+    """
+    big, *small = (build(task, model, each, config.seed) for each in (size, *smaller))
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        if on_evaluate is not None:
+            on_evaluate()
+        return _validate(task, network)
+
+    bank = pretrain(big, task.train, config, smaller=small, loss=task.loss, evaluate=evaluate, **run)
+    assert bank.source is not None
+    prices = [training_flops(model, model_arguments(task, model, each)) for each in (size, *smaller)]
+    drawn = (draw_size(config.seed, step, len(prices), config.full_share) for step in range(config.steps))
+    bank.source.config = {
+        "model": model,
+        "arguments": model_arguments(task, model, size),
+        "data": task.name,
+        "training_flops": config.batch_size * sum(prices[index] for index in drawn),
+    }
+    return bank
+
+
+def start_from_bank(
+    task: Task,
+    bank: TemplateBank,
+    model: str,
+    size: Size,
+    *,
+    steps: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    **run: Any,
+) -> nn.Module:
+    """A dense model of that size that starts from ``bank``; the same for the same arguments and number of threads."""
+    target = build(task, model, size, seed)
+    data = task.train if steps else None
+    return initialize(target, bank, data, steps, lr=lr, batch_size=batch_size, seed=seed, loss=task.loss, **run)
+
+
+def train_dense(
+    task: Task,
+    network: nn.Module,
+    config: TrainConfig,
+    *,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    **run: Any,
+) -> list[Record]:
+    """Train ``network`` on the task; ``run`` goes to ``train`` (run_dir, resume, progress).
+
+    ``evaluate`` is by default loss and accuracy on the validation split.
+    """
+    return train(network, task.train, config, loss=task.loss, evaluate=evaluate or partial(_validate, task), **run)
+
+
+def _validate(task: Task, network: nn.Module) -> dict[str, float]:
+    found = task.evaluate(network, head(task.validation, 2000))
+    return {f"validation_{name}": value for name, value in found.items()}
+
+
+def digest(folder: Path, name: str) -> str:
+    """What identifies a bank or a model: the hash of its numbers."""
+    return hashlib.sha256((folder / name).read_bytes()).hexdigest()

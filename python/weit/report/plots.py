@@ -1,0 +1,66 @@
+"""Learning curves of every target, by training step and by total work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from weit.compare import Comparison
+from weit.compare.config import LONGER, WEIT
+from weit.compare.summary import Outcome
+from weit.report.text import LABELS
+
+_COLOURS = {
+    "scratch": "#555555",
+    LONGER: "#9a9a9a",
+    "weight_selection": "#d98200",
+    WEIT: "#0072b2",
+}  # after Okabe and Ito
+
+
+def plot_steps(comparison: Comparison, path: Path) -> None:
+    """Test accuracy against training steps on one schedule; scratch that trains longer has another and is left out."""
+    names = [name for name in comparison.config.initializers if name != LONGER]
+    _plot(comparison, path, names, "training steps", by_work=False)
+
+
+def plot_work(comparison: Comparison, path: Path) -> None:
+    """Test accuracy against total work, in training steps of each target: a curve starts where its preparation ends."""
+    _plot(
+        comparison, path, comparison.config.initializers, "total work, in training steps of this target", by_work=True
+    )
+
+
+def _plot(comparison: Comparison, path: Path, names: list[str], xlabel: str, by_work: bool) -> None:
+    columns = min(3, len(comparison.rows))
+    lines = -(-len(comparison.rows) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * lines + 0.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # no display, whatever the user's matplotlib is set to
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis, row in zip(axes.flat, comparison.rows, strict=False):
+        for name in names:
+            _draw(axis, row.outcomes[name], by_work)
+        axis.set_title(f"{row.target} ({row.kind})", fontsize=11)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(comparison.rows) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("test accuracy, %")
+    figure.supxlabel(xlabel, fontsize=11)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(names), frameon=False)
+    figure.savefig(path)
+
+
+def _draw(axis: Axes, outcome: Outcome, by_work: bool) -> None:
+    offset = outcome.extra_steps if by_work else 0.0
+    steps = [step + offset for step, _, _ in outcome.curve]
+    low, mean, high = zip(*((100 * (m - s), 100 * m, 100 * (m + s)) for _, m, s in outcome.curve), strict=True)
+    style = "--" if outcome.initializer == LONGER else "-"
+    colour = _COLOURS[outcome.initializer]
+    axis.plot(steps, mean, style, color=colour, label=LABELS[outcome.initializer], linewidth=1.8)
+    axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,141 @@
+"""The table and the verdicts in words, computed from the numbers."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from weit.compare import Comparison
+from weit.compare.config import LONGER, WEIT
+from weit.compare.summary import Outcome, Row
+
+LABELS = {
+    "scratch": "scratch",
+    LONGER: "scratch, same total work",
+    "weight_selection": "weight selection",
+    WEIT: "WeiT",
+}
+HEADINGS = (
+    "target",
+    "change",
+    "parameters",
+    "start",
+    "lr",
+    "step 0",
+    "final",
+    "scratch's final after",
+    "in total work",
+)
+
+
+def cells(comparison: Comparison) -> list[tuple[Row, Outcome, tuple[str, ...]]]:
+    """The table: a line for each target and initialiser, under ``HEADINGS``; accuracies on the test split, %."""
+    lines: list[tuple[Row, Outcome, tuple[str, ...]]] = []
+    for row in comparison.rows:
+        for name, outcome in row.outcomes.items():
+            final = f"{100 * outcome.mean:.1f} ± {100 * outcome.spread:.1f}"
+            begun = f"{100 * outcome.curve[0][1]:.1f}"
+            texts = (row.target, row.kind, f"{row.parameters:,}", LABELS[name], f"{outcome.lr:g}", begun, final)
+            lines.append((row, outcome, (*texts, *_reached(outcome))))
+    return lines
+
+
+def table(comparison: Comparison) -> str:
+    """The table as text of fixed width."""
+    lines: list[tuple[str, ...]] = [HEADINGS]
+    previous = None
+    for row, _, texts in cells(comparison):
+        lines.append(texts if row is not previous else ("", "", "", *texts[3:]))
+        previous = row
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    ragged = {0, 1, 3}  # words to the left, numbers to the right
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i in ragged else text.rjust(width) for i, (text, width) in enumerate(columns)
+        ).rstrip()
+        for columns in (list(zip(line, widths, strict=True)) for line in lines)
+    )
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """What the numbers say about WeiT, good or bad, one sentence each; none where it was left out."""
+    rows, config = comparison.rows, comparison.config
+    if WEIT not in config.initializers:
+        return []
+    after = f"after {config.steps} training steps"
+    lines = [_standing(rows, "scratch", f"Against scratch, {after}")]
+    if "weight_selection" in config.initializers:
+        lines.append(_standing(rows, "weight_selection", f"Against weight selection, {after}"))
+    if LONGER in config.initializers:
+        lines.append(_standing(rows, LONGER, "Against scratch that was trained longer, for the same total work"))
+    return [*lines, *_speed(rows), _price(comparison), *_edges(comparison)]
+
+
+def _standing(rows: list[Row], rival: str, opening: str) -> str:
+    groups: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for row in rows:
+        ours, theirs = row.outcomes[WEIT], row.outcomes[rival]
+        groups[ours.ahead_of(theirs)].append(f"{row.target} {100 * (ours.mean - theirs.mean):+.1f}")
+    words = {1: "ahead on", 0: "level within the spread of seeds on", -1: "behind on"}
+    found = [f"{words[key]} {len(group)} of {len(rows)} ({', '.join(group)})" for key, group in groups.items() if group]
+    return f"{opening}, WeiT is {'; '.join(found)} (points of test accuracy)."
+
+
+def _speed(rows: list[Row]) -> list[str]:
+    reached = [(row, row.outcomes[WEIT]) for row in rows if row.outcomes[WEIT].reached is not None]
+    missed = [row.target for row in rows if row.outcomes[WEIT].reached is None]
+    lines = []
+    if reached:
+        shares = [(outcome.reached or 0) / row.outcomes["scratch"].steps for row, outcome in reached]
+        totals = [
+            ((outcome.reached or 0) + outcome.extra_steps) / row.outcomes["scratch"].steps for row, outcome in reached
+        ]
+        lines.append(
+            f"WeiT is at scratch's final accuracy after {_percent(shares)} of scratch's steps. With the fitting of "
+            f"scalers and an equal share of the pre-training counted, that is {_percent(totals)} of scratch's work: "
+            + ("less work" if median(totals) < 1 else "no saving of work")
+            + f" in the median of {len(reached)} targets."
+        )
+    if missed:
+        lines.append(f"WeiT does not come to scratch's final accuracy on {', '.join(missed)}.")
+    return lines
+
+
+def _percent(shares: list[float]) -> str:
+    if len(shares) == 1:
+        return f"{100 * shares[0]:.0f} %"
+    return f"{100 * median(shares):.0f} % ({100 * min(shares):.0f} to {100 * max(shares):.0f} %)"
+
+
+def _price(comparison: Comparison) -> str:
+    pretraining, scratch = (
+        comparison.pretraining[WEIT],
+        comparison.config.steps * sum(row.flops for row in comparison.rows),
+    )
+    if not pretraining:
+        return "The work of the pre-training is not recorded in the bank, so it is not counted."
+    return (
+        f"The bank's pre-training took {pretraining / 1e12:.2f} Tflop, {100 * pretraining / scratch:.0f} % of what "
+        f"training all {len(comparison.rows)} targets once from scratch takes; further targets would share it."
+    )
+
+
+def _edges(comparison: Comparison) -> list[str]:
+    """Where a wider list of learning rates might have been better for an initialiser."""
+    lowest, highest = min(comparison.config.lrs), max(comparison.config.lrs)
+    lines = []
+    for edge, word in ((lowest, "lowest"), (highest, "highest")):
+        found: dict[str, list[str]] = {}
+        for row in comparison.rows:
+            for name, outcome in row.outcomes.items():
+                if outcome.lr == edge and name != LONGER and lowest < highest:
+                    found.setdefault(LABELS[name], []).append(row.target)
+        if found:
+            where = "; ".join(f"{label}: {', '.join(targets)}" for label, targets in found.items())
+            lines.append(f"The {word} learning rate tried was the best, so one beyond it may be better, for {where}.")
+    return lines
+
+
+def _reached(outcome: Outcome) -> tuple[str, str]:
+    if outcome.reached is None:
+        return "not", "not"
+    return f"{outcome.reached}", f"{outcome.reached + outcome.extra_steps:.0f}"

@@ -1,0 +1,235 @@
+"""Scalers and size-specific parameters of a target: laid out from those of the pre-trained model, then fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weit.bank import Source, TemplateBank
+from weit.engine.data import Data
+from weit.engine.loop import Loss, TrainConfig, train
+from weit.engine.run_folder import Record
+from weit.nn.factors import KronFactors
+
+DEPTHS = ("prefix", "nearest")
+_DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TEMPLATES, _SCALERS = ".templates", ".scalers"
+
+
+def fit_scalers(
+    model: nn.Module,
+    bank: TemplateBank,
+    data: Data,
+    steps: int = 150,
+    *,
+    lr: float = 3e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    loss: Loss = F.cross_entropy,
+    progress: bool = False,
+    **settings: Any,
+) -> list[Record]:
+    """Train what a kronified model does not share, in place: scalers, biases, norms, embeddings, heads.
+
+    The templates are frozen; whether they learn otherwise is as before when this returns.
+
+    Args:
+        model: kronified with ``bank``.
+        data, loss, progress: as for ``weit.engine.train``.
+        steps, lr, batch_size, seed, **settings: fields of ``weit.engine.TrainConfig``.
+
+    Returns:
+        The records of the training: step, loss, lr.
+
+    Raises:
+        ValueError: no layer of ``model`` has its templates from ``bank``; bad data or settings.
+        TypeError, FloatingPointError: as ``weit.engine.train``.
+
+    Source: Xia et al., "WeiT" (arXiv 2604.14769): the target's scalers are trained on little data, templates frozen.
+    """
+    shared = {id(parameter) for parameter in bank.parameters()}
+    if not any(isinstance(module, KronFactors) and id(module.templates) in shared for module in model.modules()):
+        raise ValueError("model must be kronified with bank, but none of its layers has templates from it")
+    config = TrainConfig(**{"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, **settings})
+    with _frozen(bank):
+        return train(model, data, config, loss=loss, progress=progress)
+
+
+@torch.no_grad()
+def lay_out(model: nn.Module, source: Source, *, depth: str = "prefix", seed: int = 0) -> None:
+    """Write the first guess into a kronified model, in place: the source's numbers, cut or repeated to its shapes.
+
+    Layers correspond as ``map_depth`` says. Along an axis that shrinks the first entries stay, along one that grows they
+    come again from the start. Weights keep the variance of their outputs: where inputs were cut, what is left grows by
+    ``sqrt(old / new)``; where inputs come several times, they share the weight of the one, in random parts, so that the
+    copies give what the one gave, but do not stay copies when they learn.
+
+    Parameters that the source does not have, and those that differ along an axis that is no width, such as a head for
+    other classes, keep their numbers.
+
+    Args:
+        model: the target, kronified with the bank that ``source`` comes with.
+        source: ``bank.source``.
+        depth: as for ``map_depth``.
+        seed: of the random parts.
+
+    Raises:
+        ValueError: a Kron layer has no counterpart in ``source``, or one on other templates; ``model`` is unchanged.
+
+    Source: cutting and repeating along the width, WeiT (arXiv 2604.14769); copies that share a weight, Chen et al.
+    2016, "Net2Net".
+    """
+    target = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_TEMPLATES)}
+    counterparts = map_depth(source.state, target, depth)
+    _check_family(target, source, counterparts)
+    widths, inputs = _widths(model, source, counterparts), input_axes(model)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in target.items():
+        old = source.state.get(counterparts.get(name, ""))
+        if old is None or old.dim() != tensor.dim():
+            continue
+        changes = {(a, b) for a, b in zip(old.shape, tensor.shape, strict=True) if a != b}
+        if not name.endswith(_SCALERS) and not changes <= widths:
+            continue
+        new = resize(old.cpu(), tensor.shape)
+        if name in inputs:
+            new = new * _gain(old.shape[inputs[name]], new.shape, inputs[name], generator)
+        tensor.copy_(new)
+
+
+def resize(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """``tensor`` cut along each axis that is too long, and repeated from its start along each that is too short.
+
+    Raises:
+        ValueError: ``shape`` has another number of axes.
+    """
+    if len(shape) != tensor.dim():
+        raise ValueError(f"shape must have {tensor.dim()} axes like the tensor, got {tuple(shape)}")
+    for axis, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
+        if new != old:
+            tensor = tensor.index_select(axis, torch.arange(new, device=tensor.device) % old)
+    return tensor
+
+
+def map_depth(source: Iterable[str], target: Iterable[str], depth: str = "prefix") -> dict[str, str]:
+    """For each name in ``target`` that has one, its counterpart in ``source``.
+
+    Names correspond if they are equal; but where modules form a list (their names are numbers) of another length, they
+    correspond by position. In a shorter list, ``"prefix"`` keeps the first layers and ``"nearest"`` spreads over all, first
+    on first and last on last. In a longer list each layer takes the nearest, so that neighbours come to be alike. Only
+    layers with the same parameters correspond: a first block with a shortcut stands for first blocks only.
+
+    Args:
+        source, target: dotted parameter names.
+        depth: ``"prefix"`` or ``"nearest"``.
+
+    Raises:
+        ValueError: another ``depth``.
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"depth must be one of {', '.join(DEPTHS)}, got {depth!r}")
+    theirs, ours = ([tuple(name.split(".")) for name in names] for names in (source, target))
+    return {".".join(our): ".".join(their) for our, their in _correspond(theirs, ours, depth)}
+
+
+def input_axes(model: nn.Module) -> dict[str, int]:
+    """Name of each parameter that multiplies a layer's input → the axis that is summed over."""
+    axes = {}
+    for path, module in model.named_modules():
+        if isinstance(module, KronFactors):
+            axes[f"{path}{_SCALERS}"] = 2
+        elif isinstance(module, _DENSE):
+            axes[f"{path}.weight"] = 1
+    return axes
+
+
+_Path = tuple[str, ...]
+
+
+def _correspond(source: list[_Path], target: list[_Path], depth: str) -> Iterator[tuple[_Path, _Path]]:
+    theirs, ours = _by_head(source), _by_head(target)
+    listed = theirs.keys() != ours.keys() and all(head.isdigit() for head in (*theirs, *ours))
+    chosen = _positions(theirs, ours, depth) if listed else {head: head for head in ours if head in theirs}
+    for head, match in chosen.items():
+        if () in ours[head] and () in theirs[match]:
+            yield (head,), (match,)
+        their_tails, our_tails = (list(filter(None, tails)) for tails in (theirs[match], ours[head]))
+        for our_tail, their_tail in _correspond(their_tails, our_tails, depth) if our_tails else ():
+            yield (head, *our_tail), (match, *their_tail)
+
+
+def _by_head(paths: list[_Path]) -> dict[str, list[_Path]]:
+    groups: dict[str, list[_Path]] = {}
+    for head, *tail in paths:
+        groups.setdefault(head, []).append(tuple(tail))
+    return groups
+
+
+def _positions(theirs: dict[str, list[_Path]], ours: dict[str, list[_Path]], depth: str) -> dict[str, str]:
+    """Which numbered child of the source each numbered child of the target takes after."""
+    old, new = (sorted(group, key=int) for group in (theirs, ours))
+    keeps_first = depth == "prefix" and len(new) <= len(old)
+    stretch = 1.0 if keeps_first else (len(old) - 1) / max(1, len(new) - 1)
+    chosen = {}
+    for position, head in enumerate(new):
+        alike = [i for i, other in enumerate(old) if set(theirs[other]) == set(ours[head])]
+        if alike:
+            chosen[head] = old[min(alike, key=lambda i: abs(i - position * stretch))]
+    return chosen
+
+
+def _check_family(target: dict[str, Tensor], source: Source, counterparts: dict[str, str]) -> None:
+    for name, scalers in target.items():
+        if not name.endswith(_SCALERS):
+            continue
+        if name not in counterparts:
+            raise ValueError(f"bank.source is of another model family: it has no counterpart of {name!r}")
+        old = source.state[counterparts[name]]
+        if old.dim() != 3 or old.shape[0] != scalers.shape[0]:
+            found = f"{counterparts[name]!r} {tuple(old.shape)} for {name!r} {tuple(scalers.shape)}"
+            raise ValueError(f"bank.source is of another bank: it has {found}, expected as many templates")
+
+
+def _widths(model: nn.Module, source: Source, counterparts: dict[str, str]) -> set[tuple[int, int]]:
+    """The changes (old, new) in the number of features: those of norms, and of rows and columns of Kron layers."""
+    widths = set()
+    for path, module in model.named_modules():
+        if isinstance(module, KronFactors):
+            _, p, q = module.templates.shape[:3]
+            old = source.state[counterparts[f"{path}{_SCALERS}"]]
+            new = module.scalers.shape
+            widths |= {(old.shape[1] * p, new[1] * p), (old.shape[2] * q, new[2] * q)}
+        if isinstance(module, _DENSE):
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            counterpart = counterparts.get(f"{path}.{leaf}")
+            if counterpart is not None and parameter.dim() == 1:
+                widths.add((source.state[counterpart].shape[0], parameter.shape[0]))
+    return widths
+
+
+def _gain(old: int, shape: Sequence[int], axis: int, generator: torch.Generator) -> Tensor:
+    """What a weight that was cut or repeated from ``old`` entries to ``shape`` along its input ``axis`` is multiplied by."""
+    new = shape[axis]
+    if new <= old:
+        return torch.tensor((old / new) ** 0.5)
+    copied = torch.arange(new) % old
+    parts = torch.rand(tuple(shape), generator=generator) + 0.5
+    totals = torch.zeros(*shape[:axis], old, *shape[axis + 1 :]).index_add_(axis, copied, parts)
+    return parts / totals.index_select(axis, copied)
+
+
+@contextmanager
+def _frozen(bank: TemplateBank) -> Iterator[None]:
+    learned = [parameter for parameter in bank.parameters() if parameter.requires_grad]
+    try:
+        bank.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)

@@ -1,0 +1,160 @@
+"""A miniature comparison, its jobs run in this process, so that what they get and give can be seen."""
+
+import json
+
+import pytest
+import torch
+
+from weit.bank import TemplateBank
+from weit.compare import CompareConfig, compare, jobs
+from weit.models import create_model, load_model, save_model
+from weit.models.sizes import model_arguments, training_flops
+from weit.tasks import load_task
+
+TARGETS = ["16x1", "32x2"]
+
+
+class Here:
+    """A pool that runs jobs where it is; ``ran``: name -> the job and its result."""
+
+    def __init__(self, out):
+        self.out, self.ran = out, {}
+
+    def run(self, jobs, title):
+        for job in jobs:
+            if job.name not in self.ran:
+                result = job.function(self.out / job.name, job.paths, lambda share: None, **job.arguments)
+                self.ran[job.name] = job, json.loads(json.dumps(result))
+        return [self.ran[job.name][1] for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A bank and a dense source, pre-trained for a few steps."""
+    out = tmp_path_factory.mktemp("compare")
+    settings = {"steps": 6, "batch_size": 8, "evaluate_every": 3}
+    common = {"data": "digits", "model": "vit", "settings": settings}
+    size = {"width": 32, "depth": 2}
+    jobs.make_bank(out / "bank", {}, lambda share: None, **common, size=size, smaller=[{"width": 16, "depth": 1}])
+    jobs.make_source(out / "source", {}, lambda share: None, **common, size=size)
+    return out
+
+
+@pytest.fixture(scope="module")
+def compared(prepared):
+    config = CompareConfig(
+        out=prepared, bank=prepared / "bank", source=prepared / "source", targets=TARGETS,
+        lrs=[1e-3, 4e-3], seeds=2, steps=5, batch_size=8, evaluate_every=2, curve_images=50, fit_steps=3,
+    )  # fmt: skip
+    pool = Here(prepared)
+    return config, compare(config, pool), pool.ran
+
+
+def flops(target):
+    width, depth = map(int, target.split("x"))
+    return training_flops("vit", model_arguments(load_task("digits"), "vit", {"width": width, "depth": depth}))
+
+
+def test_every_target_and_initializer_has_an_outcome(compared):
+    _, comparison, _ = compared
+    assert [row.target for row in comparison.rows] == TARGETS
+    assert [row.kind for row in comparison.rows] == ["narrower and shallower", "same size"]
+    for row in comparison.rows:
+        assert list(row.outcomes) == ["scratch", "scratch_longer", "weight_selection", "weit"]
+        for name, outcome in row.outcomes.items():
+            assert len(outcome.tests) == 2
+            if name != "scratch_longer":
+                assert [step for step, _, _ in outcome.curve] == [0, 2, 4, 5]
+
+
+def test_rates_are_chosen_on_validation_data_with_the_first_seed(compared):
+    config, comparison, ran = compared
+    for row in comparison.rows:
+        for name in ("scratch", "weight_selection", "weit"):
+            found = {lr: ran[f"cells/{name}/{row.target}-lr{lr:g}-seed0"][1]["validation"] for lr in config.lrs}
+            assert row.outcomes[name].lr == max(found, key=lambda lr: (found[lr], -lr))
+        assert row.outcomes["scratch_longer"].lr == row.outcomes["scratch"].lr
+
+
+def test_all_initializers_get_the_same_rates_schedule_and_data(compared):
+    config, _, ran = compared
+    grids = {}
+    for name, (job, _) in ran.items():
+        if name.startswith("cells/") and "longer" not in name:
+            settings = job.arguments["settings"]
+            assert (settings["steps"], settings["batch_size"]) == (5, 8)
+            grids.setdefault(name.split("/")[1], set()).add((name.split("/")[2], settings["lr"], settings["seed"]))
+    tried = {key: {(cell, lr) for cell, lr, seed in value if seed == 0} for key, value in grids.items()}
+    assert tried["scratch"] == tried["weight_selection"] == tried["weit"]
+    assert len(tried["weit"]) == len(TARGETS) * len(config.lrs)
+
+
+def test_work_before_step_0_is_counted(compared, prepared):
+    _, comparison, _ = compared
+    bank = TemplateBank.from_pretrained(prepared / "bank").source.config["training_flops"]
+    source = load_model(prepared / "source")[1]["training_flops"]
+    assert source == 6 * 8 * flops("32x2")
+    assert 6 * 8 * flops("16x1") <= bank <= source
+    for row in comparison.rows:
+        step = 8 * flops(row.target)
+        assert row.flops == step
+        assert row.outcomes["scratch"].extra_steps == 0
+        assert row.outcomes["weit"].extra_steps == pytest.approx(3 + bank / len(TARGETS) / step)
+        assert row.outcomes["weight_selection"].extra_steps == pytest.approx(source / len(TARGETS) / step)
+        assert row.outcomes["scratch_longer"].steps == 5 + round(row.outcomes["weit"].extra_steps)
+
+
+def test_cells_start_where_their_initializer_says(compared, prepared):
+    _, _, ran = compared
+    for target in TARGETS:
+        start, _ = load_model(prepared / "starts" / f"{target}-seed1")
+        assert not any("scalers" in name for name in start.state_dict())
+        (job, result) = next(ran[name] for name in ran if name.startswith(f"cells/weit/{target}") and "seed1" in name)
+        task = load_task("digits")
+        shown = torch.utils.data.TensorDataset(*(part[:50] for part in task.test.tensors))
+        assert result["curve"][0] == [0, task.evaluate(start, shown)["accuracy"]]
+        assert job.paths["start"] == prepared / "starts" / f"{target}-seed1"
+
+
+def test_another_bank_or_another_fitting_makes_other_cells(compared, prepared):
+    """What a result on disk is recognised by follows from everything that went into it."""
+    config, _, ran = compared
+    name = next(name for name in ran if name.startswith("cells/weit/"))
+    start = ran[name][0].arguments["start"]
+    assert (start["steps"], start["lr"]) == (config.fit_steps, config.fit_lr)
+    assert len(start["bank"]) == 128
+    rival = next(name for name in ran if name.startswith("cells/weight_selection/"))
+    assert len(ran[rival][0].arguments["start"]["source"]) == 64
+
+
+def test_a_rate_that_blows_up_is_an_answer(tmp_path):
+    settings = {"steps": 6, "batch_size": 8, "lr": 1e30, "evaluate_every": 2, "log_every": 1, "clip_norm": None}
+    result = jobs.train_cell(
+        tmp_path, {}, lambda share: None, data="digits", model="vit", size={"width": 16, "depth": 1},
+        initializer="scratch", start={}, curve_images=20, settings=settings,
+    )  # fmt: skip
+    assert (result["validation"], result["test"]) == (0.0, 0.0)
+    assert [step for step, _ in result["curve"]] == [0, 2, 4, 6]
+
+
+def test_a_bank_without_its_model_is_refused(tmp_path, prepared):
+    bank = TemplateBank.from_pretrained(prepared / "bank")
+    bank.source = None
+    bank.save_pretrained(tmp_path / "bank")
+    config = CompareConfig(out=tmp_path, bank=tmp_path / "bank", initializers=["scratch", "weit"])
+    with pytest.raises(ValueError, match=r"bank must hold a pre-trained model's scalers too, but .* has none"):
+        compare(config, Here(tmp_path))
+
+
+def test_a_source_that_is_too_small_is_refused_before_any_cell(tmp_path):
+    task = load_task("digits")
+    arguments = model_arguments(task, "vit", {"width": 16, "depth": 1})
+    save_model(create_model("vit", **arguments), tmp_path / "source", "vit", arguments)
+    config = CompareConfig(
+        out=tmp_path, source=tmp_path / "source", targets=["32x2"], initializers=["scratch", "weight_selection"],
+        lrs=[1e-3], seeds=1, steps=1, batch_size=8,
+    )  # fmt: skip
+    pool = Here(tmp_path)
+    with pytest.raises(ValueError, match=r"source must (be at least as large|have at least as many layers) as target"):
+        compare(config, pool)
+    assert not pool.ran

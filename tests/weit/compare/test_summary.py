@@ -1,0 +1,73 @@
+import pytest
+
+from weit.compare.summary import Outcome, best_lr, kind_of, summarize
+
+
+def cell(*accuracies, every=10):
+    return {"curve": [[every * i, a] for i, a in enumerate(accuracies)], "test": accuracies[-1], "parameters": 5}
+
+
+def test_the_best_rate_is_the_one_with_the_best_validation():
+    assert best_lr({1e-3: 0.5, 2e-3: 0.9, 4e-3: 0.7}) == 2e-3
+    assert best_lr({4e-3: 0.9, 1e-3: 0.9, 2e-3: 0.1}) == 1e-3
+
+
+@pytest.fixture
+def row():
+    cells = {
+        "scratch": (0.004, [cell(0.1, 0.5, 0.7), cell(0.1, 0.3, 0.9)]),
+        "weit": (0.002, [cell(0.4, 0.8, 0.9), cell(0.6, 0.9, 1.0)]),
+        "weight_selection": (0.002, [cell(0.1, 0.2, 0.3), cell(0.1, 0.2, 0.3)]),
+    }
+    return summarize("32x2", "narrower", 7, cells, {"scratch": 0.0, "weit": 12.5, "weight_selection": 3.0})
+
+
+def test_curves_are_means_over_seeds(row):
+    curve = row.outcomes["weit"].curve
+    assert [step for step, _, _ in curve] == [0, 10, 20]
+    assert [mean for _, mean, _ in curve] == pytest.approx([0.5, 0.85, 0.95])
+    assert curve[0][2] == pytest.approx(0.02**0.5)
+
+
+def test_reaching_scratch_is_a_matter_of_the_mean_curve(row):
+    assert row.outcomes["scratch"].reached == 20  # mean 0.8
+    assert row.outcomes["weit"].reached == 10
+    assert row.outcomes["weight_selection"].reached is None
+
+
+def test_what_came_before_step_0_is_kept_apart(row):
+    assert row.outcomes["weit"].extra_steps == 12.5
+    assert (row.parameters, row.flops) == (5, 7)
+
+
+def outcome(*tests):
+    return Outcome("any", 1e-3, list(tests), [(0, 0.0, 0.0)], 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ((0.9, 0.92), (0.8, 0.82), 1),
+        ((0.8, 0.82), (0.9, 0.92), -1),
+        ((0.9, 0.8), (0.8, 0.88), 0),  # apart by 0.01, spreads 0.07 and 0.06
+        ((0.9,), (0.8,), 1),  # one seed has no spread to hide in
+        ((0.8,), (0.8,), 0),
+    ],
+)
+def test_ahead_means_by_more_than_the_spread(ours, theirs, verdict):
+    assert outcome(*ours).ahead_of(outcome(*theirs)) == verdict
+    assert outcome(*theirs).ahead_of(outcome(*ours)) == -verdict
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ({"width": 32, "depth": 6}, "narrower"),
+        ({"width": 96, "depth": 9}, "deeper and wider"),
+        ({"width": 64, "depth": 3}, "shallower"),
+        ({"width": 64, "depth": 6}, "same size"),
+        ({"embed_dim": 32, "depth": 6}, "smaller embed_dim"),
+    ],
+)
+def test_changes_in_words(size, words):
+    assert kind_of(size, {"width": 64, "depth": 6, "embed_dim": 48}) == words

@@ -1,0 +1,47 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from weit.models import VisionTransformer, create_model
+
+
+def test_vit_gets_its_arguments():
+    model = create_model("vit", img_size=8, in_chans=1, num_classes=10, width=32, depth=3)
+    assert isinstance(model, VisionTransformer)
+    assert len(model.blocks) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("timm:vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}),
+        ("timm:resnet18", {}),
+        ("hf:vit", {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}),
+        ("hf:resnet", {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}),
+    ],
+)
+def test_other_libraries_give_logits_too(name, arguments):
+    pytest.importorskip({"timm": "timm", "hf": "transformers"}[name.partition(":")[0]])
+    model = create_model(name, img_size=32, in_chans=1, num_classes=10, **arguments).eval()
+    images = torch.randn(2, 1, 32, 32)
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert one(images).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["vitt", "timm", "timm:", "jax:vit", ""])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(ValueError, match='model must be "vit", "timm:<model>" or "hf:<model type>", got '):
+        create_model(name)
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"model vit refuses its arguments: .*'widht'"):
+        create_model("vit", widht=64)
+
+
+def test_a_model_timm_lacks():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"model must be one that timm\.list_models\(\) names, got 'nonesuch'"):
+        create_model("timm:nonesuch")

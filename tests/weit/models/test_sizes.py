@@ -1,0 +1,33 @@
+import pytest
+
+from weit.models.sizes import model_arguments, parse_size, training_flops
+from weit.tasks import load_task
+
+
+def test_sizes_in_words():
+    assert parse_size("64x6") == {"width": 64, "depth": 6}
+    assert parse_size("embed_dim=192, depth=6") == {"embed_dim": 192, "depth": 6}
+
+
+@pytest.mark.parametrize("text", ["", "64", "64x", "axb", "64x6x2", "width=", "width=a"])
+def test_other_words_are_refused(text):
+    with pytest.raises(ValueError, match=r"a size must look like 64x6 .*, got "):
+        parse_size(text)
+
+
+def test_arguments_follow_the_images():
+    task = load_task("digits")
+    assert model_arguments(task, "vit", {"width": 32}) == {
+        "img_size": 8, "in_chans": 1, "num_classes": 10, "patch_size": 2, "width": 32,
+    }  # fmt: skip
+    assert "patch_size" not in model_arguments(task, "timm:resnet18", {})
+
+
+def test_flops_are_those_of_the_matrix_products():
+    width, depth, tokens = 32, 3, 16
+    linear = depth * (4 * width**2 + 2 * width * 4 * width) * tokens + 10 * width
+    attention = depth * 2 * tokens**2 * width
+    embedding = 4 * width * tokens
+    # Forward once and backward twice, two operations a multiply-add; the image itself needs no gradient.
+    expected = 2 * (3 * (linear + attention) + 2 * embedding)
+    assert training_flops("vit", {"img_size": 8, "in_chans": 1, "width": width, "depth": depth}) == expected

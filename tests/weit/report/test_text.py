@@ -1,0 +1,63 @@
+import pytest
+
+from tests.weit.report.example import example
+from weit.report import table, verdicts
+
+
+def test_the_table_has_a_line_for_each_target_and_start():
+    lines = table(example()).splitlines()
+    assert len(lines) == 1 + 3 * 4
+    assert lines[0].split()[:3] == ["target", "change", "parameters"]
+    assert [line.split()[0] for line in lines[1::4]] == ["64x3", "32x6", "96x8"]
+    weit = next(line for line in lines if "WeiT" in line)
+    assert weit.split() == ["WeiT", "0.004", "50.0", "91.0", "±", "1.4", "20", "65"]
+    selection = next(line for line in lines if "weight selection" in line)
+    assert selection.split()[-2:] == ["not", "not"]
+
+
+def test_columns_are_aligned():
+    lines = table(example()).splitlines()
+    ends = {line.index("±") for line in lines[1:]}
+    assert len(ends) == 1
+
+
+def test_verdicts_name_where_weit_is_ahead_level_and_behind():
+    scratch, selection, longer, *_ = verdicts(example())
+    assert scratch == (
+        "Against scratch, after 40 training steps, WeiT is ahead on 1 of 3 (64x3 +11.0); level within the spread of seeds "
+        "on 1 of 3 (32x6 +0.5); behind on 1 of 3 (96x8 -10.0) (points of test accuracy)."
+    )
+    assert "Against weight selection" in selection
+    assert "for the same total work" in longer
+
+
+def test_verdicts_tell_total_work_and_what_is_never_reached():
+    text = " ".join(verdicts(example()))
+    # 64x3: 20 of 40 steps, 65 in total; 32x6: 40 of 40, 85 in total.
+    assert "at scratch's final accuracy after 75 % (50 to 100 %) of scratch's steps" in text
+    assert "that is 188 % (162 to 212 %) of scratch's work: no saving of work" in text
+    assert "WeiT does not come to scratch's final accuracy on 96x8." in text
+
+
+def test_a_rate_at_the_edge_of_the_list_is_said():
+    text = " ".join(verdicts(example()))
+    assert (
+        "The highest learning rate tried was the best, so one beyond it may be better, for scratch: 64x3, 32x6, 96x8."
+        in text
+    )
+    assert "The lowest" not in text
+
+
+def test_work_that_nobody_recorded_is_said():
+    assert "The bank's pre-training took 0.60 Tflop, 100 % of what" in " ".join(verdicts(example()))
+    assert "not recorded in the bank" in " ".join(verdicts(example(pretraining=0.0)))
+
+
+def test_without_weit_there_is_nothing_to_say():
+    assert verdicts(example(initializers=["scratch"])) == []
+
+
+@pytest.mark.parametrize("initializers", [["scratch", "weit"], ["scratch", "weight_selection", "weit"]])
+def test_only_what_was_compared_is_said(initializers):
+    found = verdicts(example(initializers=initializers))
+    assert len([line for line in found if line.startswith("Against")]) == len(initializers) - 1
