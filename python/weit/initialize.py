@@ -25,7 +25,7 @@ def initialize(
     data: Data | None = None,
     steps: int = 150,
     *,
-    lr: float = 3e-3,
+    lr: float = 1e-2,
     batch_size: int = 64,
     seed: int = 0,
     depth: str = "prefix",

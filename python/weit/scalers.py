@@ -27,7 +27,7 @@ def fit_scalers(
     data: Data,
     steps: int = 150,
     *,
-    lr: float = 3e-3,
+    lr: float = 1e-2,
     batch_size: int = 64,
     seed: int = 0,
     loss: Loss = F.cross_entropy,

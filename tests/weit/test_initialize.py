@@ -1,0 +1,98 @@
+"""From a bank to dense models of any size."""
+
+import pytest
+import torch
+from torch import nn
+
+import weit
+from tests.weit.toys import SPEC, accuracy, images, pretrained, vit
+from weit.nn.factors import KronFactors
+
+SIZES = [(32, 3), (16, 2), (24, 5), (48, 3), (64, 4)]
+
+
+@pytest.fixture(scope="module")
+def bank() -> weit.TemplateBank:
+    return pretrained(100)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size_becomes_a_dense_model_ahead_of_a_fresh_one(size: tuple[int, int], bank: weit.TemplateBank) -> None:
+    model = vit(*size)
+    fresh = accuracy(model)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    result = weit.initialize(model, bank, images(), steps=40, batch_size=32, lr=1e-2)
+    assert result is model
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+    assert not any(isinstance(module, KronFactors) for module in model.modules())
+    assert accuracy(model) > max(0.8, fresh + 0.3)
+
+
+def test_weights_lie_in_the_span_of_the_templates(bank: weit.TemplateBank) -> None:
+    model = weit.initialize(vit(48, 4), bank, images(), steps=3, batch_size=16)
+    weight = model.blocks[3].mlp.fc1.weight.detach().double()
+    blocks = weight.view(weight.shape[0] // 8, 8, -1, 8).transpose(1, 2).reshape(-1, 64)
+    templates = bank["fc1"].detach().double().flatten(1)
+    residual = blocks - blocks @ torch.linalg.pinv(templates) @ templates
+    assert residual.norm() < 1e-5 * blocks.norm()
+
+
+def test_the_same_arguments_give_the_same_model_and_leave_bank_and_randomness(bank: weit.TemplateBank) -> None:
+    before = {name: tensor.clone() for name, tensor in bank.state_dict().items()}
+    models = []
+    for caller_seed in (1, 2):
+        torch.manual_seed(0)
+        model = vit(24, 2)
+        torch.manual_seed(caller_seed)
+        expected = torch.get_rng_state()
+        models.append(weit.initialize(model, bank, images(), steps=5, batch_size=16, seed=3).state_dict())
+        assert torch.equal(torch.get_rng_state(), expected)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.values() for m in models), strict=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bank.state_dict().items())
+
+
+def test_a_bank_without_a_source_starts_from_fresh_scalers() -> None:
+    bank = weit.TemplateBank({role: torch.randn(4, 8, 8) for role in ("q", "k", "v", "o", "fc1", "fc2")})
+    model = weit.initialize(vit(), bank, images(), steps=80, batch_size=32, lr=1e-2)
+    assert accuracy(model) > 0.8
+
+
+def test_an_extracted_bank_gives_the_trained_model_back() -> None:
+    torch.manual_seed(0)
+    trained = vit().double()
+    bank, _ = weit.extract_bank(trained, {"templates": 48, "template_shape": (8, 8)})
+    full = max(bank.relative_error.values())
+    model = weit.initialize(vit().double(), bank, steps=0)
+    x = images()[0].double()
+    assert full < 0.5
+    for name, tensor in trained.state_dict().items():
+        if "norm" in name or "bias" in name:
+            assert torch.equal(model.state_dict()[name], tensor)
+    assert (model(x) - trained(x)).norm() < 2 * full * trained(x).norm()
+
+
+@pytest.mark.parametrize("damage", ["role", "kernel", "nan"])
+def test_what_does_not_fit_changes_nothing(damage: str, bank: weit.TemplateBank) -> None:
+    roles = {role: bank[role].detach() for role in bank.roles}
+    data = images()
+    if damage == "role":
+        del roles["v"]
+    elif damage == "kernel":
+        roles["v"] = roles["v"][..., None, None]
+    else:
+        data[0][0] = float("nan")
+    model = vit(24, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match={"role": "lacks role 'v'", "kernel": "kernel", "nan": "finite"}[damage]):
+        weit.initialize(model, weit.TemplateBank(roles), data, steps=2)
+    assert isinstance(model.blocks[0].attn.q, nn.Linear)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_steps_must_not_be_negative(bank: weit.TemplateBank) -> None:
+    with pytest.raises(ValueError, match="steps must be an int from 0"):
+        weit.initialize(vit(), bank, images(), steps=-1)
+
+
+def test_spec_of_the_toys_is_what_the_bank_has(bank: weit.TemplateBank) -> None:
+    assert {tuple(bank[role].shape) for role in bank.roles} == {(SPEC["templates"], *SPEC["template_shape"])}

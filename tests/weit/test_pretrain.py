@@ -1,0 +1,145 @@
+"""Pre-training: what is learned and kept, distillation, starts, resuming, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import weit
+from tests.weit.toys import SPEC, accuracy, images, pretrained, vit
+from weit.engine import TrainConfig, train
+from weit.pretrain import distillation
+
+CONFIG = weit.PretrainConfig(steps=12, batch_size=16, spec=SPEC, checkpoint_every=4)
+
+
+def state(bank: weit.TemplateBank) -> dict[str, torch.Tensor]:
+    return {**bank.state_dict(), **bank.source.state}
+
+
+def same(a: weit.TemplateBank, b: weit.TemplateBank) -> bool:
+    return state(a).keys() == state(b).keys() and all(torch.equal(state(a)[k], v) for k, v in state(b).items())
+
+
+def test_learns_at_every_size_through_the_constraint() -> None:
+    torch.manual_seed(0)
+    model = vit()
+    config = weit.PretrainConfig(steps=100, batch_size=32, spec=SPEC)
+    bank = weit.pretrain(model, images(), config, smaller=[vit(16, 2)], progress=False, model_config={"width": 32})
+    assert isinstance(model.blocks[0].attn.q, weit.KronLinear)
+    assert model.blocks[0].attn.q.templates is model.blocks[2].attn.q.templates is bank["q"]
+    assert accuracy(model) > 0.9
+    assert bank.source.config == {"width": 32}
+    assert not any(name.endswith("templates") for name in bank.source.state)
+    assert torch.equal(bank.source.state["head.bias"], model.head.bias)
+    for size in ((32, 3), (16, 2)):
+        assert accuracy(weit.initialize(vit(*size), bank, steps=0)) > 0.8, size
+
+
+def test_the_seed_decides_and_the_arguments_stay() -> None:
+    small = vit(16, 2)
+    names = set(small.state_dict())
+    torch.manual_seed(0)
+    first = weit.pretrain(vit(), images(), CONFIG, smaller=[small], progress=False)
+    torch.manual_seed(0)
+    second = weit.pretrain(vit(), images(), CONFIG, smaller=[small], progress=False)
+    assert same(first, second)
+    assert set(small.state_dict()) == names
+
+
+def test_resuming_gives_the_same_bank(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = weit.pretrain(vit(), images(), CONFIG, smaller=[vit(16, 2)], run_dir=tmp_path / "a", progress=False)
+
+    class Stop(Exception):
+        pass
+
+    calls = []
+
+    def loss(logits, targets):
+        calls.append(1)
+        if len(calls) == 11:
+            raise Stop
+        return torch.nn.functional.cross_entropy(logits, targets)
+
+    torch.manual_seed(0)
+    with pytest.raises(Stop):
+        weit.pretrain(vit(), images(), CONFIG, smaller=[vit(16, 2)], run_dir=tmp_path / "b", loss=loss, progress=False)
+    torch.manual_seed(1)
+    again = weit.pretrain(
+        vit(), images(), CONFIG, smaller=[vit(16, 2)], run_dir=tmp_path / "b", resume=True, progress=False
+    )
+    assert same(whole, again)
+
+
+def test_extracting_from_a_trained_model_starts_near_it() -> None:
+    torch.manual_seed(0)
+    teacher = vit()
+    train(teacher, images(), TrainConfig(steps=80, batch_size=32, lr=3e-3), progress=False)
+    full = {"templates": 48, "template_shape": (8, 8)}
+    config = weit.PretrainConfig(steps=1, lr=1e-9, spec=full, start="extract", full_share=1.0)
+    bank = weit.pretrain(teacher, images(), config, progress=False)
+    assert max(bank.relative_error.values()) > 0
+    assert accuracy(teacher) > 0.8
+
+
+def test_distillation_pulls_towards_the_teacher() -> None:
+    torch.manual_seed(0)
+    teacher = vit()
+    train(teacher, images(), TrainConfig(steps=80, batch_size=32, lr=3e-3), progress=False)
+    inputs, _ = images()
+    nonsense = torch.zeros(len(inputs), dtype=torch.int64)
+    config = weit.PretrainConfig(steps=100, batch_size=32, spec=SPEC, alpha=50.0)
+    model = vit()
+    weit.pretrain(model, (inputs, nonsense), config, teacher=teacher, progress=False)
+    assert accuracy(model) > 0.8
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_distillation_loss() -> None:
+    logits, answers = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    p, q = (answers / 3).softmax(-1), (logits / 3).softmax(-1)
+    assert distillation(logits, answers, 3.0).item() == pytest.approx(9 * (p * (p / q).log()).sum(-1).mean().item())
+    assert distillation(answers, answers, 2.0).item() == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="teacher must answer like the model"):
+        distillation(logits, answers[:, :3], 2.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"full_share": 1.5}, "full_share must be a share"),
+        ({"start": "zero"}, "start must be one of"),
+        ({"alpha": -1.0}, "alpha must be from 0"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"spec": {"count": 3}}, "spec has fields"),
+    ],
+)
+def test_bad_settings(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        weit.PretrainConfig(**change)
+
+
+def test_bad_data_leaves_the_model_dense() -> None:
+    model = vit()
+    inputs, labels = images()
+    inputs[0] = float("nan")
+    with pytest.raises(ValueError, match="inputs must be finite"):
+        weit.pretrain(model, (inputs, labels), CONFIG, progress=False)
+    assert isinstance(model.blocks[0].attn.q, torch.nn.Linear)
+
+
+def test_a_kronified_model_needs_its_bank() -> None:
+    model = vit()
+    bank = weit.kronify(model, SPEC)
+    with pytest.raises(ValueError, match="bank must be given"):
+        weit.pretrain(model, images(), CONFIG, progress=False)
+    before = bank["q"].detach().clone()
+    assert weit.pretrain(model, images(), CONFIG, bank=bank, progress=False) is bank
+    assert not torch.equal(bank["q"], before)
+
+
+def test_saved_and_loaded_banks_are_the_same(tmp_path: Path) -> None:
+    bank = pretrained(5)
+    bank.save_pretrained(tmp_path / "bank")
+    assert same(bank, weit.TemplateBank.from_pretrained(tmp_path / "bank"))
