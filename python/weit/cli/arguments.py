@@ -32,7 +32,11 @@ def add_fields(parser: Parser, config: type, skip: Collection[str] = ()) -> None
 
 def read_fields(parser: Parser, given: jsonargparse.Namespace, config: type[Config], **others: Any) -> Config:
     """A ``config`` from the flags that ``add_fields`` made; what it refuses is an error in usage."""
+    hints = get_type_hints(config)
     values = {each.name: given[each.name] for each in fields(config) if each.name not in others}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if isinstance(value, list) and any(get_origin(part) is tuple for part in _union(hints[name])):
+            values[name] = tuple(value)
     try:
         return config(**values, **others)
     except (TypeError, ValueError) as error:
@@ -51,7 +55,8 @@ def _kind(hint: Any, each: Field[Any]) -> dict[str, Any]:
         return {"type": hint, "default": default}
     elements = get_args(many[0])
     count = "+" if get_origin(many[0]) is list else len(elements)
-    return {"type": elements[0], "nargs": count, "default": default}
+    # A list: jsonargparse writes checked elements back into the default it was given.
+    return {"type": elements[0], "nargs": count, "default": None if default is None else list(default)}
 
 
 def _union(hint: Any) -> tuple[Any, ...]:

@@ -1,0 +1,143 @@
+"""The command line: exit codes, one-line errors, and each command end to end at a tiny size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import weit
+from weit.cli import main
+
+COMMANDS = ("demo", "pretrain", "init", "train", "compare", "doctor")
+TINY = ["--steps", "4", "--batch-size", "8", "--checkpoint-every", "2", "--log-every", "2"]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    assert run("pretrain", "--out", folder, "--size", "32x2", "--smaller", "16x1", *TINY) == 0
+    return folder / "bank"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(command, "--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config" in text
+    assert "--debug" in text
+
+
+def test_pretrain_leaves_a_run_and_a_bank(bank: Path) -> None:
+    names = {path.name for path in bank.parent.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "bank"} <= names
+    loaded = weit.TemplateBank.from_pretrained(bank)
+    assert loaded.source.config["arguments"]["width"] == 32
+    assert loaded.source.config["training_flops"] > 0
+
+
+def test_init_then_train_then_resume(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("init", "--bank", bank, "--size", "48x3", "--steps", 2, "--out", tmp_path / "start") == 0
+    config = json.loads((tmp_path / "start/config.json").read_text())
+    assert (config["arguments"]["width"], config["arguments"]["depth"]) == (48, 3)
+    assert run("train", "--init", tmp_path / "start", "--out", tmp_path / "run", *TINY) == 0
+    assert "test" in capsys.readouterr().out
+    trained = load_file(tmp_path / "run/model/model.safetensors")
+    start = load_file(tmp_path / "start/model.safetensors")
+    assert any(not torch.equal(trained[name], start[name]) for name in start)
+    assert run("train", "--init", tmp_path / "start", "--out", tmp_path / "run", *TINY, "--resume") == 0
+    again = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
+
+
+def test_init_gives_the_same_model_in_a_fresh_process(bank: Path, tmp_path: Path) -> None:
+    flags = ["init", "--bank", bank, "--size", "16x3", "--steps", 3, "--seed", 5, "--out"]
+    assert run(*flags, tmp_path / "here") == 0
+    command = [sys.executable, "-m", "weit", *map(str, flags), str(tmp_path / "there")]
+    subprocess.run(command, check=True, capture_output=True)
+    here, there = (load_file(tmp_path / name / "model.safetensors") for name in ("here", "there"))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_a_yaml_file_stands_for_flags(bank: Path, tmp_path: Path) -> None:
+    (tmp_path / "init.yaml").write_text(f"bank: {bank}\nout: {tmp_path / 'a'}\nsize: 16x2\nsteps: 2\nseed: 4\n")
+    assert run("init", "--config", tmp_path / "init.yaml") == 0
+    assert run("init", "--config", tmp_path / "init.yaml", "--out", tmp_path / "b", "--seed", 6) == 0
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+ERRORS = {
+    "no bank": (["init", "--bank", "nowhere", "--out", "x"], "no folder nowhere"),
+    "no data": (["train", "--data", "fashion-mnist", "--root", "nowhere", "--out", "x"], "train-images-idx3"),
+    "unknown data": (["train", "--data", "cats", "--out", "x"], 'data must be "digits" or "fashion-mnist"'),
+    "unknown model": (["train", "--model", "mlp", "--out", "x"], 'model must be "vit"'),
+    "nothing to resume": (["train", "--out", "x", "--resume", *TINY], "nothing to resume"),
+    "heads do not fit": (["train", "--size", "30x2", "--out", "x", *TINY], "width"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_one_line_and_exit_1(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = ERRORS[name]
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"weit {arguments[0]}: ")
+    assert message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("init", "--bank", tmp_path / "none", "--out", tmp_path / "x", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["init"], ["train", "--out", "x", "--steps", "many"], ["train", "--out", "x", "--speed", "3"],
+     ["train", "--out", "x", "--lr", "-1"], ["fly"]],
+)  # fmt: skip
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_damaged_bank_is_named(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weit.TemplateBank.from_pretrained(bank).save_pretrained(tmp_path / "bank")
+    file = tmp_path / "bank/bank.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+    assert run("init", "--bank", tmp_path / "bank", "--out", tmp_path / "x") == 1
+    assert "holds no whole template bank" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_ctrl_c_exits_130_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weit.cli.train.train_dense", interrupted)
+    assert run("train", "--out", tmp_path / "run", *TINY) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_doctor_names_machine_backends_and_extras(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    text = capsys.readouterr().out
+    for word in (torch.__version__, "triton", "digits", "timm", "c++"):
+        assert word in text
