@@ -47,7 +47,7 @@ def _kind(hint: Any, each: Field[Any]) -> dict[str, Any]:
     """Arguments of ``add_argument`` for a field."""
     if each.default is MISSING and each.default_factory is MISSING:
         return {"type": hint, "required": True}
-    default = each.default_factory() if each.default_factory is not MISSING else each.default
+    default: Any = each.default_factory() if each.default_factory is not MISSING else each.default
     if hint is bool:
         return {"action": "store_true", "default": default}
     many = [part for part in _union(hint) if get_origin(part) in (list, tuple)]
