@@ -11,6 +11,10 @@ import hypothesis
 import pytest
 import torch
 
+# Without a GPU Triton's kernels run in its interpreter, which must be chosen before anything imports Triton.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
