@@ -131,9 +131,9 @@ def test_explain_shows_every_path_and_the_choice() -> None:
         ),
         (
             (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
-            {"backend": "triton"},
+            {"backend": "cpp"},
             RuntimeError,
-            "'triton' cannot run",
+            "'cpp' cannot run",
         ),
         (
             (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
