@@ -7,25 +7,16 @@ import triton.language as tl
 from torch import Tensor
 
 from weit_kernels.paths import templates_first as plain
-from weit_kernels.triton.tiles import STAGES, WARPS, choose_tiles, dot, precision
+from weit_kernels.triton.tiles import choose_tiles, dot, launch
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
     """``x (M, in)`` → ``(M, out)``; ``T (N, p, q)`` and ``S (N, m, n)`` may have any strides."""
-    (N, p, q), (_, m, n), M = T.shape, S.shape, x.shape[0]
-    y = x.new_empty(M, out)
-    if M == 0:
-        return y
-    t = choose_tiles(n, q, p, m, N, x.element_size())
-    BM, BJ, BK, BT, BA, BI = t.tokens, t.first_outer, t.first_inner, t.templates, t.second_inner, t.second_outer
-    grid = (triton.cdiv(M, BM), triton.cdiv(p, BA), triton.cdiv(m, BI))
-    _kernel[grid](
-        x, T, S, y if bias is None else bias, y, M, N, m, n, p, q, x.shape[1], out, *T.stride(), *S.stride(),
-        BM, BJ, BK, BT, BA, BI, bias is not None, precision(x), num_warps=WARPS, num_stages=STAGES,
-    )  # fmt: skip
-    return y
+    (N, p, q), (_, m, n) = T.shape, S.shape
+    tiles = choose_tiles(n, q, p, m, N, x.element_size())
+    return launch(_kernel, tiles, tiles.second_inner, tiles.second_outer, x, T, S, bias, out)
 
 
 def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 import triton
@@ -50,6 +51,21 @@ def choose_tiles(regrouped: int, contracted: int, kept: int, mixed: int, N: int,
     outer = max(16, power_of_two(mixed, max(16, 16384 // (tokens * columns))))
     depth = max(16, power_of_two(contracted, 128 // itemsize))
     return Tiles(tokens, rows, depth, templates, columns, outer)
+
+
+def launch(
+    kernel: Any, tiles: Tiles, a_tile: int, i_tile: int, x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int
+) -> Tensor:
+    """Run either kernel: ``x (M, in)``, ``T (N, p, q)`` and ``S (N, m, n)`` of any strides → ``(M, out)``."""
+    (N, p, q), (_, m, n), M = T.shape, S.shape, x.shape[0]
+    y = x.new_empty(M, out)
+    if M == 0:
+        return y
+    grid = (triton.cdiv(M, tiles.tokens), triton.cdiv(p, a_tile), triton.cdiv(m, i_tile))
+    sizes = (M, N, m, n, p, q, x.shape[1], out, *T.stride(), *S.stride(), *astuple(tiles))
+    present = bias is not None
+    kernel[grid](x, T, S, bias if present else y, y, *sizes, present, precision(x), num_warps=WARPS, num_stages=STAGES)
+    return y
 
 
 def precision(x: Tensor) -> str:
