@@ -7,6 +7,7 @@ PYTHON  ?= python3
 VENV    ?= .venv
 TORCH   ?= torch==2.13.0
 WORKERS ?= 2
+GPU_PYTHON ?= python3
 ARGS    ?=
 
 # What each target installs besides the package itself: names of extras in pyproject.toml.
@@ -34,15 +35,28 @@ demo: $(VENV)/installed-demo ## the whole method on real images, with tables, pl
 
 .PHONY: test
 test: $(VENV)/installed-test ## the tests, but for the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not triton_all" $(ARGS)
 
 .PHONY: test-all
 test-all: $(VENV)/installed-test ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+.PHONY: test-triton
+test-triton: $(VENV)/installed-test ## every check of the Triton kernels, interpreted or on the GPU
+	$(BIN)/python -m pytest -n $(WORKERS) tests/weit_kernels/triton $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/installed-bench ## the benchmarks, one process, one after the other
 	$(BIN)/python -m pytest benchmarks --timeout=0 $(ARGS)
+
+# The two targets for a machine with a GPU use the Python that has its torch, and install nothing but this package.
+.PHONY: gpu-check
+gpu-check: ## on a GPU: build, tests and the suite in nine minutes, with the Python that has torch and CUDA
+	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
+
+.PHONY: gpu-tune
+gpu-tune: ## on a GPU: time the kernels over the suite and keep the choices in weit_kernels/configs
+	$(GPU_PYTHON) -m benchmarks.gpu.tune $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/installed-lint ## formatting, lint rules and types

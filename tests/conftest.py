@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Workers share the cores: one thread each, and in the processes they start. torch reads this on import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# cuBLAS refuses torch's deterministic mode, which some tests switch on, without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import hypothesis
 import pytest

@@ -85,7 +85,7 @@ def assert_as_good_as_dense(
     """Compare a result and all its gradients with float64; the dense path's error in the same dtype is the yardstick.
 
     Where the dense path happens to be exact, one unit in the last place stands in for its error; float64 is compared
-    with itself, to a few units.
+    with itself, to a few units. In float32 the error of a short sum is chance, so the bound is one unit wider.
     """
     exact_inputs = [t.double() for t in operands]
     grad = torch.randn(dense(*exact_inputs).shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -102,7 +102,7 @@ def assert_as_good_as_dense(
     for name, exact, got, yardstick in zip(("y", "dx", "dT", "dS", "db"), truth, ours, theirs, strict=False):
         assert got.shape == exact.shape
         assert got.dtype == operands[0].dtype
-        bound = slack * max(relative_error(yardstick, exact), floor)
+        bound = slack * max(relative_error(yardstick, exact), floor) + (eps if got.dtype == torch.float32 else 0)
         error = relative_error(got, exact)
         assert error <= bound, f"{name}: error {error:.2e}, bound {bound:.2e}"
 

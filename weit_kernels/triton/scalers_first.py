@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weit_kernels.paths import scalers_first as plain
-from weit_kernels.triton.tiles import choose_tiles, dot, launch
+from weit_kernels.triton.few_rows import tiles_for
+from weit_kernels.triton.tiles import dot, launch, narrow, place
+from weit_kernels.triton.weight_grads import weight_grads
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -15,17 +16,17 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
     """``x (M, in)`` → ``(M, out)``; ``T (N, p, q)`` and ``S (N, m, n)`` may have any strides."""
     (N, p, q), (_, m, n) = T.shape, S.shape
-    tiles = choose_tiles(q, n, m, p, N, x.element_size())
-    return launch(_kernel, tiles, tiles.second_outer, tiles.second_inner, x, T, S, bias, out)
+    tiles = tiles_for(x, q, n, m, p, N)
+    return launch(_kernel, tiles, tiles.i, tiles.a, x, T, S, bias, out)
 
 
 def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
-    """Gradients of ``x``, by the adjoint kernel, and of ``T`` and ``S``, by the plain path."""
+    """Gradients of ``x``, by the adjoint kernel, and of ``T`` and ``S``; ``None`` where not needed."""
     from weit_kernels.triton import templates_first
 
     dx = templates_first.linear(dy, T.mT, S.mT, None, x.shape[1]) if need[0] else None
-    _, dT, dS = plain.linear_backward(dy, x, T, S, [False, *need[1:]])
-    return dx, dT, dS
+    dT, dS = weight_grads(x, dy, T.mT, S.mT, need[1:])  # the input and the output change roles
+    return dx, None if dT is None else dT.mT.contiguous(), None if dS is None else dS.mT.contiguous()
 
 
 @triton.jit
@@ -42,7 +43,7 @@ def _kernel(
     ``[(t,k), a]``, summed in float32 registers. Reads ``x`` once for each block of ``a`` and of ``i``; writes ``y``
     once.
     """
-    token, a0, i0 = tl.program_id(0).to(tl.int64) * BM, tl.program_id(1) * BA, tl.program_id(2) * BI
+    token, a0, i0 = place(M, p, m, BM, BA, BI)
     rows, cols, inner = tl.arange(0, BM * BK), tl.arange(0, BI * BT), tl.arange(0, BT * BK)
     row_b, row_k = token + rows // BK, rows % BK
     col_i, col_t = i0 + cols // BT, cols % BT
@@ -74,7 +75,7 @@ def _kernel(
                 mask=(t < N)[:, None] & (k_in < q)[:, None] & (a < p)[None, :],
                 other=0.0,
             )
-            out = dot(u.to(T.dtype.element_ty), T_tile, out, PRECISION)
+            out = dot(narrow(u, T.dtype.element_ty, PRECISION), T_tile, out, PRECISION)
 
     out_rows = tl.arange(0, BM * BI)
     b, i = token + out_rows // BI, i0 + out_rows % BI
@@ -82,4 +83,4 @@ def _kernel(
     inside = (b < M)[:, None] & (i < m)[:, None] & (a < p)[None, :] & (feature < out_features)
     if BIAS:
         out += tl.load(bias + feature, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + b[:, None] * out_features + feature, out.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + b[:, None] * out_features + feature, narrow(out, y.dtype.element_ty, PRECISION), mask=inside)

@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weit_kernels.paths import templates_first as plain
-from weit_kernels.triton.tiles import choose_tiles, dot, launch
+from weit_kernels.triton.few_rows import tiles_for
+from weit_kernels.triton.tiles import dot, launch, narrow, place
+from weit_kernels.triton.weight_grads import weight_grads
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -15,17 +16,16 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
     """``x (M, in)`` → ``(M, out)``; ``T (N, p, q)`` and ``S (N, m, n)`` may have any strides."""
     (N, p, q), (_, m, n) = T.shape, S.shape
-    tiles = choose_tiles(n, q, p, m, N, x.element_size())
-    return launch(_kernel, tiles, tiles.second_inner, tiles.second_outer, x, T, S, bias, out)
+    tiles = tiles_for(x, n, q, p, m, N)
+    return launch(_kernel, tiles, tiles.a, tiles.i, x, T, S, bias, out)
 
 
 def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
-    """Gradients of ``x``, by the adjoint kernel, and of ``T`` and ``S``, by the plain path."""
+    """Gradients of ``x``, by the adjoint kernel, and of ``T`` and ``S``; ``None`` where not needed."""
     from weit_kernels.triton import scalers_first
 
     dx = scalers_first.linear(dy, T.mT, S.mT, None, x.shape[1]) if need[0] else None
-    _, dT, dS = plain.linear_backward(dy, x, T, S, [False, *need[1:]])
-    return dx, dT, dS
+    return dx, *weight_grads(dy, x, T, S, need[1:])
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def _kernel(
     registers, regrouped to ``[(b,a), (j,t)]`` and rounded to the operands' dtype, times ``S`` as ``[(j,t), i]``, summed
     in float32 registers. Reads ``x`` once for each block of ``a`` and of ``i``; writes ``y`` once.
     """
-    token, a0, i0 = tl.program_id(0).to(tl.int64) * BM, tl.program_id(1) * BA, tl.program_id(2) * BI
+    token, a0, i0 = place(M, p, m, BM, BA, BI)
     rows, cols, inner = tl.arange(0, BM * BJ), tl.arange(0, BT * BA), tl.arange(0, BJ * BT)
     row_b, row_j = token + rows // BJ, rows % BJ
     col_t, col_a = cols // BA, a0 + cols % BA
@@ -73,7 +73,7 @@ def _kernel(
                 mask=(t < N)[:, None] & (j_in < n)[:, None] & (i < m)[None, :],
                 other=0.0,
             )
-            out = dot(z.to(S.dtype.element_ty), S_tile, out, PRECISION)
+            out = dot(narrow(z, S.dtype.element_ty, PRECISION), S_tile, out, PRECISION)
 
     out_rows = tl.arange(0, BM * BA)
     b, a = token + out_rows // BA, a0 + out_rows % BA
@@ -81,4 +81,4 @@ def _kernel(
     inside = (b < M)[:, None] & (a < p)[:, None] & (i < m)[None, :] & (feature < out_features)
     if BIAS:
         out += tl.load(bias + feature, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + b[:, None] * out_features + feature, out.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + b[:, None] * out_features + feature, narrow(out, y.dtype.element_ty, PRECISION), mask=inside)

@@ -1,8 +1,9 @@
-"""Tile sizes, launch options and what both kernels share."""
+"""Tile sizes, launch options and what the kernels share."""
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,22 +11,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WARPS, STAGES = 8, 3
-
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of one program: ``tokens``, ``first`` and ``second`` as each kernel's docstring says.
+    """Sizes of one program of a forward kernel, all powers of two, and its launch options.
 
-    All are powers of two. A product's sides are 16 at the least, so small operands are padded with masked zeros.
+    Named for ``templates_first``, which contracts ``k`` first and regroups; ``scalers_first`` exchanges ``k`` with
+    ``j`` and ``a`` with ``i``. A product's sides are 16 at the least, so small operands are padded with masked zeros.
     """
 
     tokens: int
-    first_outer: int
-    first_inner: int
-    templates: int
-    second_inner: int
-    second_outer: int
+    j: int
+    k: int
+    t: int
+    a: int
+    i: int
+    warps: int = 8
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class GradTiles:
+    """Sizes of one program of ``weight_grads``: ``k`` columns of ``dT``, ``i`` rows of ``dS``, ``depth`` inside ``Z``."""
+
+    tokens: int
+    j: int
+    k: int
+    t: int
+    a: int
+    i: int
+    depth: int
+    warps: int = 8
+    stages: int = 2
 
 
 def power_of_two(value: int, most: int) -> int:
@@ -33,38 +50,71 @@ def power_of_two(value: int, most: int) -> int:
     return min(most, 1 << max(0, value - 1).bit_length())
 
 
-def choose_tiles(regrouped: int, contracted: int, kept: int, mixed: int, N: int, itemsize: int) -> Tiles:
-    """Tiles for a kernel that contracts ``contracted`` first, regroups, then contracts ``regrouped`` and templates.
+def forward_tiles(n: int, q: int, p: int, m: int, N: int, itemsize: int) -> Tiles:
+    """Tiles of 128 × 128 for the first product of many tokens; float32 gets half the depth.
 
-    Args:
-        regrouped: rows of the first product besides tokens (``j``, or ``k``), inner size of the second.
-        contracted: inner size of the first product (``k``, or ``j``).
-        kept: columns of the first product besides templates (``a``, or ``i``), rows of the second.
-        mixed: columns of the second product (``i``, or ``a``).
-        N: templates.
-        itemsize: bytes of an operand; float32 gets half the depth.
+    ``n`` is what the kernel regroups, ``q`` what it contracts first, ``p`` and ``m`` what it keeps first and last:
+    ``scalers_first`` passes ``q, n, m, p``.
     """
-    templates = power_of_two(N, 8)
-    rows = max(power_of_two(regrouped, 16), 16 // templates)
-    tokens = max(1, 128 // rows)
-    columns = max(power_of_two(kept, 128 // templates), 16 // templates, -(-16 // tokens))
-    outer = max(16, power_of_two(mixed, max(16, 16384 // (tokens * columns))))
-    depth = max(16, power_of_two(contracted, 128 // itemsize))
-    return Tiles(tokens, rows, depth, templates, columns, outer)
+    t = power_of_two(N, 8)
+    a = max(power_of_two(p, 128 // t), 16 // t)
+    j = max(power_of_two(n, min(16, 2 * a)), 16 // t)  # `tokens · a` rows in the second product: wgmma takes 64
+    tokens = 128 // j
+    a = max(a, 16 // tokens)
+    i = max(16, power_of_two(m, max(16, 16384 // (tokens * a))))
+    return Tiles(tokens, j, max(16, power_of_two(q, 128 // itemsize)), t, a, i)
+
+
+def grad_tiles(n: int, q: int, p: int, m: int, N: int, itemsize: int, most: int = 16384) -> GradTiles:
+    """Tiles whose sum ``[(t,a), k]`` has ``most`` numbers, and ``[(j,t), i]`` half as many: 64 and 32 registers.
+
+    With all of ``q`` in one tile ``V`` is computed once; then ``dT`` and ``dS`` share a pass.
+    """
+    t = power_of_two(N, 8)
+    j = max(power_of_two(n, 32), 16 // t)
+    k = max(16, power_of_two(q, most // 64))
+    a = max(power_of_two(p, max(1, most // (k * t))), 16 // t)
+    tokens = max(16 // j, 16 // a, 128 // j, 1)
+    i = max(16, power_of_two(m, max(16, most // 2 // (j * t))))
+    return GradTiles(tokens, j, k, t, a, i, max(16, power_of_two(q, 128 // itemsize)))
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def programs(x: Tensor) -> int:
+    """How many programs fill the machine; a few in the interpreter, so that partial sums are exercised."""
+    return _processors(x.device) if x.is_cuda else 32
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def largest_sum(x: Tensor) -> int:
+    """``most`` for ``grad_tiles``: before sm_90 operands take registers too, and a larger sum would spill."""
+    return 16384 if not x.is_cuda or _capability(x.device) >= (9, 0) else 4096
 
 
 def launch(
     kernel: Any, tiles: Tiles, a_tile: int, i_tile: int, x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int
 ) -> Tensor:
-    """Run either kernel: ``x (M, in)``, ``T (N, p, q)`` and ``S (N, m, n)`` of any strides → ``(M, out)``."""
+    """Run either forward kernel: ``x (M, in)``, ``T (N, p, q)`` and ``S (N, m, n)`` of any strides → ``(M, out)``."""
     (N, p, q), (_, m, n), M = T.shape, S.shape, x.shape[0]
     y = x.new_empty(M, out)
     if M == 0:
         return y
-    grid = (triton.cdiv(M, tiles.tokens), triton.cdiv(p, a_tile), triton.cdiv(m, i_tile))
-    sizes = (M, N, m, n, p, q, x.shape[1], out, *T.stride(), *S.stride(), *astuple(tiles))
+    grid = (triton.cdiv(M, tiles.tokens) * triton.cdiv(p, a_tile) * triton.cdiv(m, i_tile),)
+    sizes = (M, N, m, n, p, q, x.shape[1], out, *T.stride(), *S.stride())
+    blocks = (tiles.tokens, tiles.j, tiles.k, tiles.t, tiles.a, tiles.i)
     present = bias is not None
-    kernel[grid](x, T, S, bias if present else y, y, *sizes, present, precision(x), num_warps=WARPS, num_stages=STAGES)
+    kernel[grid](
+        x, T, S, bias if present else y, y, *sizes, *blocks, present, precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
     return y
 
 
@@ -77,8 +127,29 @@ def precision(x: Tensor) -> str:
 
 
 @triton.jit
+def place(M, p, m, BM: tl.constexpr, BA: tl.constexpr, BI: tl.constexpr):
+    """First token (64-bit), template row and scaler row of a program.
+
+    Neighbours share their tokens, so ``x`` comes from memory once and from the L2 cache for the other blocks.
+    """
+    a_blocks, i_blocks, program = tl.cdiv(p, BA), tl.cdiv(m, BI), tl.program_id(0)
+    rest = program // a_blocks
+    return (rest // i_blocks).to(tl.int64) * BM, (program % a_blocks) * BA, (rest % i_blocks) * BI
+
+
+@triton.jit
 def dot(a, b, total, PRECISION: tl.constexpr):
     """``total + a @ b`` in float32."""
     if PRECISION == "wide":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
     return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def narrow(value, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """Round float32 to an operand's dtype, to nearest even; the interpreter would cut bfloat16 off."""
+    if PRECISION == "wide":
+        bits = value.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return bits.to(tl.float32, bitcast=True).to(dtype)
+    return value.to(dtype)

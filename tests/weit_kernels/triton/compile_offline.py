@@ -1,62 +1,215 @@
-"""Compile the kernels for GPUs that are not here; one JSON line for each. Run as a script, without the interpreter."""
+"""Compile the kernels for GPUs that are not here. Run as a script, without the interpreter.
+
+    python -m tests.weit_kernels.triton.compile_offline                  one JSON line a kernel, for a few shapes
+    python -m tests.weit_kernels.triton.compile_offline --all            for every shape of the suite and every dtype
+    python -m tests.weit_kernels.triton.compile_offline --all --table > docs/kernels.md
+
+A row says what a program takes (registers a thread, shared memory, bytes spilt) and which matrix instructions came out.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from weit_kernels.triton import PATHS
-from weit_kernels.triton.tiles import STAGES, WARPS, choose_tiles
+from benchmarks.suite import load
+from weit_kernels.shapes import KronShape
+from weit_kernels.triton import scalers_first, templates_first, weight_grads
+from weit_kernels.triton.few_rows import MOST_ROWS, few_rows_tiles
+from weit_kernels.triton.tiles import Tiles, forward_tiles, grad_tiles
 
-# n, q, p, m, N of the suite's deit_b_fc1 and llm_4096.
-SHAPES = {"deit_b_fc1": (4, 192, 192, 16, 8), "llm_4096": (16, 256, 256, 16, 4)}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-POINTERS = {"x", "T", "S", "bias", "y"}
-ALIGNED = {"n", "m", "p", "q", "in_features", "out_features", "T_t", "T_a", "S_t", "S_i"}
+CAPABILITIES = {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
+UNITS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
+FEW = ("deit_b_fc1", "llm_4096", "decode_8192_b1")
+PROCESSORS = 132  # of an H100 or H200: what tiles for few rows spread over
 
 
-def main() -> None:
-    for path, module in PATHS.items():
-        for shape, (n, q, p, m, N) in SHAPES.items():
-            for dtype_name, dtype in DTYPES.items():
-                first, second = ((n, q, p, m), (q, n, m, p))[path == "scalers_first"], N
-                tiles = choose_tiles(*first, second, dtype.itemsize)
-                for capability in (80, 90, 100):
-                    print(json.dumps(record(path, module, shape, dtype_name, tiles, capability)), flush=True)
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel as it would be launched: its constants, and which of its arguments are pointers or multiples of 16."""
+
+    name: str
+    function: Any
+    shape: str
+    constants: dict[str, Any]
+    pointers: tuple[str, ...]
+    warps: int
+    stages: int
+    capabilities: tuple[int, ...] = tuple(CAPABILITIES)
 
 
-def record(path, module, shape, dtype_name, tiles, capability) -> dict[str, object]:
-    names = module._kernel.arg_names
-    sizes = (
-        tiles.tokens,
-        tiles.first_outer,
-        tiles.first_inner,
-        tiles.templates,
-        tiles.second_inner,
-        tiles.second_outer,
-    )
-    constants = dict(zip(names[-8:-2], sizes, strict=True)) | {"BIAS": True, "PRECISION": "ieee", "T_k": 1, "S_j": 1}
+def kernels(every: bool) -> Iterator[Kernel]:
+    """The kernels of a forward and a backward pass, by the order that needs fewer operations, shape by shape."""
+    for suite in load("linear", cpu=False):
+        if every or suite.name in FEW:
+            for dtype, itemsize in (("fp32", 4), ("16 bit", 2)) if every else (("16 bit", 2),):
+                yield from _linear(suite.name, suite.shape, suite.rows, suite.kind == "train", dtype, itemsize)
+
+
+def _linear(name: str, s: KronShape, rows: int, train: bool, dtype: str, itemsize: int) -> Iterator[Kernel]:
+    def tiles(*sizes: int) -> Tiles:
+        few = rows <= MOST_ROWS
+        return few_rows_tiles(rows, PROCESSORS, *sizes, itemsize) if few else forward_tiles(*sizes, itemsize)
+
+    label = f"{name}, {dtype}"
+    tall, wide = (s.n, s.q, s.p, s.m), (s.q, s.n, s.m, s.p)
+    forward, adjoint = (tall, (s.p, s.m, s.n, s.q)) if s.m >= s.n else (wide, (s.m, s.p, s.q, s.n))
+    names = ("templates_first", "scalers_first") if s.m >= s.n else ("scalers_first", "templates_first")
+    modules = {"templates_first": templates_first, "scalers_first": scalers_first}
+    pointers = ("x", "T", "S", "bias", "y")
+    yield _forward(names[0], modules[names[0]]._kernel, label, tiles(*forward, s.N), pointers, True)
+    if train:
+        yield _forward(f"{names[1]} (dx)", modules[names[1]]._kernel, label, tiles(*adjoint, s.N), pointers, False)
+        n, q, p, m = tall if s.m >= s.n else (s.m, s.p, s.q, s.n)
+        for most, capabilities in ((4096, (80,)), (16384, (90, 100))):
+            yield from _grads(label, (n, q, p, m, s.N), itemsize, most, capabilities, s.m >= s.n)
+
+
+def _grads(
+    label: str, sizes: tuple[int, ...], itemsize: int, most: int, capabilities: tuple[int, ...], straight: bool
+) -> Iterator[Kernel]:
+    n, q, p, m, N = sizes
+    grads = grad_tiles(n, q, p, m, N, itemsize, most)
+    both = q <= grads.k and m <= grads.i
+    for want in ((True, True),) if both else ((True, False), (False, True)):
+        constants = {
+            "BM": grads.tokens, "BJ": grads.j, "BK": grads.k, "BT": grads.t, "BA": grads.a, "BI": grads.i,
+            "DEPTH": grads.depth, "WANT_T": want[0], "WANT_S": want[1],
+        } | _unit_strides(straight)  # fmt: skip
+        suffix = {(True, True): "", (True, False): " (dT)", (False, True): " (dS)"}[want]
+        outputs = ("dy", "x", "T", "S", "dT", "dS")
+        yield Kernel(
+            "weight_grads" + suffix,
+            weight_grads._kernel,
+            label,
+            constants,
+            outputs,
+            grads.warps,
+            grads.stages,
+            capabilities,
+        )
+
+
+def _forward(name: str, function: Any, label: str, tiles: Tiles, pointers: tuple[str, ...], straight: bool) -> Kernel:
+    constants = {
+        "BM": tiles.tokens, "BJ": tiles.j, "BK": tiles.k, "BT": tiles.t, "BA": tiles.a, "BI": tiles.i, "BIAS": straight,
+    } | _unit_strides(straight)  # fmt: skip
+    if function is scalers_first._kernel:  # tiles are named for the other order
+        constants |= {"BJ": tiles.k, "BK": tiles.j, "BA": tiles.i, "BI": tiles.a}
+    return Kernel(name, function, label, constants, pointers, tiles.warps, tiles.stages)
+
+
+def _unit_strides(straight: bool) -> dict[str, int]:
+    """What the launcher makes constant: contiguous factors, or transposed ones."""
+    return {"T_k": 1, "S_j": 1} if straight else {"T_a": 1, "S_i": 1}
+
+
+def build(kernel: Kernel, dtype: str, capability: int) -> dict[str, Any]:
+    """Compile one kernel for one GPU; what the assembler says about it."""
+    names = kernel.function.arg_names
+    constants = kernel.constants | {"PRECISION": "ieee"}
+    partial = {"dT", "dS"}  # sums are float32 whatever the operands are
     signature = {
-        name: "constexpr" if name in constants else f"*{dtype_name}" if name in POINTERS else "i32" for name in names
+        name: "constexpr" if name in constants
+        else f"*{'fp32' if name in partial else dtype}" if name in kernel.pointers
+        else "i32"
+        for name in names
+    }  # fmt: skip
+    ragged = {"M", "N", "splits", "n", "m"}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name] != "constexpr" and name not in ragged
     }
-    divisible = [["tt.divisibility", 16]]
-    attributes = {(i,): divisible for i, name in enumerate(names) if name in POINTERS | ALIGNED}
-    source = ASTSource(module._kernel, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
-    options = {"num_warps": WARPS, "num_stages": STAGES}
+    source = ASTSource(kernel.function, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
     compiled = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = compiled.asm["ptx"]
     return {
-        "path": path,
-        "shape": shape,
-        "dtype": dtype_name,
+        "kernel": kernel.name,
+        "shape": kernel.shape,
+        "dtype": dtype,
         "capability": capability,
+        "tiles": {k: v for k, v in kernel.constants.items() if k.isupper() and not isinstance(v, bool)},
+        "warps": kernel.warps,
         "shared": compiled.metadata.shared,
-        "instructions": [name for name in ("wgmma.mma_async", "mma.sync", "tcgen05.mma") if name in ptx],
+        "instructions": [unit for unit in UNITS if unit in ptx],
         "products": ptx.count("wgmma.mma_async") if capability == 90 else None,
+        **_assembled(ptx, CAPABILITIES[capability]),
     }
+
+
+def _assembled(ptx: str, architecture: str) -> dict[str, int]:
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    newest = assembler / "ptxas-blackwell"  # beside an older one that cannot read all that Triton writes
+    command = newest if newest.exists() else assembler / "ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(ptx)
+        said = subprocess.run(
+            [command, "-v", "-arch", architecture, file, "-o", Path(folder, "kernel.cubin")],
+            capture_output=True, text=True, check=False,
+        ).stderr  # fmt: skip
+    registers, spilt = re.search(r"Used (\d+) registers", said), re.findall(r"(\d+) bytes spill stores", said)
+    assert registers is not None, said
+    return {"registers": int(registers[1]), "spilt": sum(map(int, spilt))}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """``docs/kernels.md``."""
+    lines = [
+        "# What the Triton kernels take",
+        "",
+        "Written by `python -m tests.weit_kernels.triton.compile_offline --all --table`: the tiles that",
+        f"`weit_kernels/triton` chooses for the suite's shapes, compiled by Triton {triton.__version__} for GPUs without one at hand. Registers",
+        "are those of one thread, shared memory is KiB of one program, spills are bytes. None of these numbers is a speed.",
+        "",
+        "A product whose tile has fewer than 64 rows cannot use `wgmma` and takes `mma.sync`: the sum of `dS` where",
+        "`n·N` is small, and the second product of a few rows.",
+        "",
+        "| kernel | shape | dtype | GPU | tiles | warps | registers | shared | spills | matrix instruction |",
+        "|---|---|---|---|---|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        tiles = " ".join(f"{name}={value}" for name, value in row["tiles"].items())
+        head = (row["kernel"], row["shape"].partition(",")[0], row["dtype"], CAPABILITIES[row["capability"]], tiles)
+        lines.append(
+            f"| {' | '.join(head)} "
+            f"| {row['warps']} | {row['registers']} | {row['shared'] / 1024:.0f} | {row['spilt']} "
+            f"| {', '.join(row['instructions']) or 'none'} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    rows = []
+    for kernel in kernels(args.all):
+        wide = kernel.shape.endswith("fp32")
+        for dtype in ["fp32"] if wide else ["bf16", "fp16"] if args.all else ["bf16"]:
+            for capability in kernel.capabilities:
+                rows.append(build(kernel, dtype, capability))
+                if not args.table:
+                    print(json.dumps(rows[-1]), flush=True)
+    if args.table:
+        print(table(rows))
 
 
 if __name__ == "__main__":

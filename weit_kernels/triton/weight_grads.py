@@ -1,0 +1,169 @@
+"""``dT`` and ``dS`` in one pass over the tokens; the intermediates ``V`` and ``Z`` stay on chip.
+
+    dT[t,a,k] = Σ_{b,j} V[b,j,t,a] · x[b,j,k],    V = Σ_i S · dy
+    dS[t,i,j] = Σ_{b,a} Z[b,j,t,a] · dy[b,i,a],   Z = Σ_k T · x
+
+This is the cheap order for ``m > n``. For ``n > m`` the same kernel runs with ``x`` and ``dy`` exchanged and both
+factors transposed, since ``Σ S·T·dy·x`` does not care which side is called the input.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from weit_kernels.triton.tiles import GradTiles, dot, grad_tiles, largest_sum, narrow, precision, programs
+
+# Partial sums of all programs together; the result is summed from them in a fixed order, so it is deterministic.
+PARTIAL_BYTES = 32 << 20
+
+
+def weight_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> tuple[Tensor | None, Tensor | None]:
+    """``dy (M, out)``, ``x (M, in)`` → ``dT (N, p, q)`` and ``dS (N, m, n)``; ``None`` where not needed.
+
+    ``T`` and ``S`` may have any strides. One launch, or one for each gradient where ``q`` or ``m`` exceeds a tile.
+    """
+    want_T, want_S = need
+    if not any(need):
+        return None, None
+    if x.shape[0] == 0:
+        return (torch.zeros_like(T) if want_T else None), (torch.zeros_like(S) if want_S else None)
+    (N, p, q), (_, m, n) = T.shape, S.shape
+    tiles = grad_tiles(n, q, p, m, N, x.element_size(), largest_sum(x))
+    if want_T and want_S and (q > tiles.k or m > tiles.i):
+        dT, _ = _launch(tiles, dy, x, T, S, True, False)
+        _, dS = _launch(tiles, dy, x, T, S, False, True)
+        return dT, dS
+    return _launch(tiles, dy, x, T, S, want_T, want_S)
+
+
+def _launch(
+    tiles: GradTiles, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, want_T: bool, want_S: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    (N, p, q), (_, m, n), M = T.shape, S.shape, x.shape[0]
+    a_blocks, j_blocks, t_blocks = triton.cdiv(p, tiles.a), triton.cdiv(n, tiles.j), triton.cdiv(N, tiles.t)
+    blocks = a_blocks * j_blocks * t_blocks * (triton.cdiv(q, tiles.k) if want_T else triton.cdiv(m, tiles.i))
+    held = 4 * N * ((j_blocks * p * q if want_T else 0) + (a_blocks * m * n if want_S else 0))
+    splits = max(1, min(programs(x) // blocks, PARTIAL_BYTES // held, triton.cdiv(M, tiles.tokens)))
+
+    def partial(*shape: int) -> Tensor:
+        return x.new_empty(shape, dtype=torch.float32)
+
+    dT = partial(splits * j_blocks, N, p, q) if want_T else None
+    dS = partial(splits * a_blocks, N, m, n) if want_S else None
+    _kernel[(blocks * splits,)](
+        dy, x, T, S, x if dT is None else dT, x if dS is None else dS,
+        M, N, m, n, p, q, x.shape[1], dy.shape[1], splits, *T.stride(), *S.stride(),
+        tiles.tokens, tiles.j, tiles.k, tiles.t, tiles.a, tiles.i, tiles.depth, want_T, want_S, precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return (
+        None if dT is None else dT.sum(0).to(T.dtype),
+        None if dS is None else dS.sum(0).to(S.dtype),
+    )
+
+
+@triton.jit
+def _kernel(
+    dy, x, T, S, dT, dS,
+    M, N, m, n, p, q, in_features, out_features, splits, T_t, T_a, T_k, S_t, S_i, S_j,
+    BM: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BI: tl.constexpr,
+    DEPTH: tl.constexpr, WANT_T: tl.constexpr, WANT_S: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program owns ``BT`` templates × ``BA`` template rows × ``BJ`` scaler columns, and every ``splits``-th token tile.
+
+    It sums ``dT[(t,a), k]`` over its ``BJ`` columns and tokens, for one block of ``BK`` template columns, and
+    ``dS[(j,t), i]`` over its ``BA`` rows and tokens, for one block of ``BI`` scaler rows; both in float32 registers for
+    the whole loop. For each tile of ``BM`` tokens: ``V = [(b,a), i] × [i, (j,t)]`` over all ``i``, regrouped to
+    ``[(t,a), (b,j)]``, times ``x`` as ``[(b,j), k]``; ``Z = [(b,j), k] × [k, (t,a)]`` over all ``k``, regrouped to
+    ``[(j,t), (b,a)]``, times ``dy`` as ``[(b,a), i]``. With both wanted there is one block of ``k`` and one of ``i``.
+    """
+    block = tl.program_id(0)
+    a_blocks, j_blocks, t_blocks = tl.cdiv(p, BA), tl.cdiv(n, BJ), tl.cdiv(N, BT)
+    blocks = a_blocks * j_blocks * t_blocks * (tl.cdiv(q, BK) if WANT_T else tl.cdiv(m, BI))
+    split = block // blocks  # neighbours share a token tile, and so what the L2 cache holds
+    block = block % blocks
+    a_block, block = block % a_blocks, block // a_blocks
+    j_block, block = block % j_blocks, block // j_blocks
+    t0, last = (block % t_blocks) * BT, block // t_blocks
+    a0, j0, k0, i0 = a_block * BA, j_block * BJ, last * BK, last * BI
+
+    bj, ba = tl.arange(0, BM * BJ), tl.arange(0, BM * BA)
+    ta, jt = tl.arange(0, BT * BA), tl.arange(0, BJ * BT)
+    j, a = j0 + bj % BJ, a0 + ba % BA
+    ta_t, ta_a = t0 + ta // BA, a0 + ta % BA
+    jt_j, jt_t = j0 + jt // BT, t0 + jt % BT
+    k, i = k0 + tl.arange(0, BK), i0 + tl.arange(0, BI)
+
+    if WANT_T:
+        dT_tile = tl.zeros((BT * BA, BK), tl.float32)
+    if WANT_S:
+        dS_tile = tl.zeros((BJ * BT, BI), tl.float32)
+    for tile in range(split, tl.cdiv(M, BM), splits):
+        b_x = (bj // BJ).to(tl.int64) + tile * BM
+        b_y = (ba // BA).to(tl.int64) + tile * BM
+        if WANT_T:
+            V = tl.zeros((BM * BA, BJ * BT), tl.float32)
+            for i_from in range(0, m, BI):
+                i_in = i_from + tl.arange(0, BI)
+                S_tile = tl.load(
+                    S
+                    + jt_t[None, :].to(tl.int64) * S_t
+                    + i_in[:, None].to(tl.int64) * S_i
+                    + jt_j[None, :].to(tl.int64) * S_j,
+                    mask=(i_in < m)[:, None] & (jt_t < N)[None, :] & (jt_j < n)[None, :],
+                    other=0.0,
+                )
+                V = dot(_grad_tile(dy, b_y, i_in, a, M, m, p, out_features), S_tile, V, PRECISION)
+            V = tl.reshape(tl.permute(tl.reshape(V, (BM, BA, BJ, BT)), (3, 1, 0, 2)), (BT * BA, BM * BJ))
+            x_tile = _input_tile(x, b_x, j, k, M, n, q, in_features)
+            dT_tile = dot(narrow(V, x.dtype.element_ty, PRECISION), x_tile, dT_tile, PRECISION)
+        if WANT_S:
+            Z = tl.zeros((BM * BJ, BT * BA), tl.float32)
+            for k_from in range(0, q, DEPTH):
+                k_in = k_from + tl.arange(0, DEPTH)
+                T_tile = tl.load(
+                    T
+                    + ta_t[None, :].to(tl.int64) * T_t
+                    + ta_a[None, :].to(tl.int64) * T_a
+                    + k_in[:, None].to(tl.int64) * T_k,
+                    mask=(k_in < q)[:, None] & (ta_t < N)[None, :] & (ta_a < p)[None, :],
+                    other=0.0,
+                )
+                Z = dot(_input_tile(x, b_x, j, k_in, M, n, q, in_features), T_tile, Z, PRECISION)
+            Z = tl.reshape(tl.permute(tl.reshape(Z, (BM, BJ, BT, BA)), (1, 2, 0, 3)), (BJ * BT, BM * BA))
+            dy_tile = _grad_tile(dy, b_y, i, a, M, m, p, out_features)
+            dS_tile = dot(narrow(Z, dy.dtype.element_ty, PRECISION), dy_tile, dS_tile, PRECISION)
+
+    if WANT_T:
+        row = ((split * j_blocks + j_block).to(tl.int64) * N + ta_t) * p + ta_a
+        tl.store(
+            dT + row[:, None] * q + k[None, :],
+            dT_tile,
+            mask=(ta_t < N)[:, None] & (ta_a < p)[:, None] & (k < q)[None, :],
+        )
+    if WANT_S:
+        grid = (split * a_blocks + a_block).to(tl.int64) * N + jt_t
+        tl.store(
+            dS + (grid[:, None] * m + i[None, :]) * n + jt_j[:, None],
+            dS_tile,
+            mask=(jt_t < N)[:, None] & (jt_j < n)[:, None] & (i < m)[None, :],
+        )
+
+
+@triton.jit
+def _input_tile(x, b, j, k, M, n, q, in_features):
+    """``x`` as ``[(b,j), k]``, zero outside."""
+    feature = (j * q)[:, None] + k[None, :]
+    inside = (b < M)[:, None] & (j < n)[:, None] & (k < q)[None, :] & (feature < in_features)
+    return tl.load(x + b[:, None] * in_features + feature, mask=inside, other=0.0)
+
+
+@triton.jit
+def _grad_tile(dy, b, i, a, M, m, p, out_features):
+    """``dy`` as ``[(b,a), i]``, zero outside."""
+    feature = (i * p)[None, :] + a[:, None]
+    inside = (b < M)[:, None] & (i < m)[None, :] & (a < p)[:, None] & (feature < out_features)
+    return tl.load(dy + b[:, None] * out_features + feature, mask=inside, other=0.0)
