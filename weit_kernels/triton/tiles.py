@@ -51,30 +51,35 @@ def power_of_two(value: int, most: int) -> int:
 
 
 def forward_tiles(n: int, q: int, p: int, m: int, N: int, itemsize: int) -> Tiles:
-    """Tiles of 128 × 128 for the first product of many tokens; float32 gets half the depth.
+    """Tiles of 128 × 128 for the first product of many tokens, 64 × 64 for float32, whose operands take registers.
 
     ``n`` is what the kernel regroups, ``q`` what it contracts first, ``p`` and ``m`` what it keeps first and last:
     ``scalers_first`` passes ``q, n, m, p``.
     """
+    side = 128 if itemsize < 4 else 64
     t = power_of_two(N, 8)
-    a = max(power_of_two(p, 128 // t), 16 // t)
+    a = max(power_of_two(p, side // t), 16 // t)
     j = max(power_of_two(n, min(16, 2 * a)), 16 // t)  # `tokens · a` rows in the second product: wgmma takes 64
-    tokens = 128 // j
+    tokens = side // j
     a = max(a, 16 // tokens)
-    i = max(16, power_of_two(m, max(16, 16384 // (tokens * a))))
+    i = max(16, power_of_two(m, max(16, side * side // (tokens * a))))
     return Tiles(tokens, j, max(16, power_of_two(q, 128 // itemsize)), t, a, i)
 
 
 def grad_tiles(n: int, q: int, p: int, m: int, N: int, itemsize: int, most: int = 16384) -> GradTiles:
     """Tiles whose sum ``[(t,a), k]`` has ``most`` numbers, and ``[(j,t), i]`` half as many: 64 and 32 registers.
 
-    With all of ``q`` in one tile ``V`` is computed once; then ``dT`` and ``dS`` share a pass.
+    With all of ``q`` in one tile ``V`` is computed once; then ``dT`` and ``dS`` share a pass. Operands of float32
+    products take registers too, so there the sums are an eighth and the tiles of tokens half as large.
     """
+    side = 128
+    if itemsize == 4:
+        most, side = min(most, 2048), 64
     t = power_of_two(N, 8)
     j = max(power_of_two(n, 32), 16 // t)
     k = max(16, power_of_two(q, most // 64))
-    a = max(power_of_two(p, max(1, most // (k * t))), 16 // t)
-    tokens = max(16 // j, 16 // a, 128 // j, 1)
+    a = max(power_of_two(p, max(1, min(64 // t, most // (k * t)))), 16 // t)
+    tokens = max(16 // j, 16 // a, side // j, 1)
     i = max(16, power_of_two(m, max(16, most // 2 // (j * t))))
     return GradTiles(tokens, j, k, t, a, i, max(16, power_of_two(q, 128 // itemsize)))
 
