@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 
@@ -15,46 +17,74 @@ from weit_kernels.shapes import PATHS as PATH_NAMES
 
 
 def module(path: str, backend: str) -> ModuleType:
-    """The module that computes ``path`` on ``backend``."""
-    if backend == "triton":
-        from weit_kernels import triton
+    """The module that computes ``path`` on ``backend``; backends other than torch are imported on first use."""
+    if backend == "torch":
+        return PATHS[path]
+    return importlib.import_module(f"weit_kernels.{backend}").PATHS[path]
 
-        return triton.PATHS[path]
-    return PATHS[path]
+
+def pairs() -> Iterator[tuple[str, str]]:
+    """Every path on every backend, in the order in which they are listed."""
+    return ((path, backend) for path in PATH_NAMES[1:] for backend in BACKENDS[1:])
 
 
 def why_not(
     path: str,
     backend: str,
     device_type: str,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
     *,
     kernel: tuple[int, ...] = (),
     groups: int = 1,
-    auto: bool = False,
+    pointwise: bool = True,
 ) -> str:
-    """Why a path cannot run on a backend, or why ``"auto"`` does not consider it; empty if there is no reason."""
-    if backend in ("cpp", "cuda"):
-        return f"no {backend} kernels are built into this version"
-    if path == "on_the_fly":
-        return "synthesising weight tiles inside the product needs a kernel that is not written yet"
+    """Why a path cannot run on a backend; empty if it can.
+
+    ``pointwise`` says of a convolution whose ``kernel`` has one tap that its stride is 1 and its padding 0.
+    """
+    if backend == "cuda":
+        return "no cuda kernels are built into this version"
     if groups > 1 and path != "panel":
         return f"groups={groups}: rows of the weight meet different inputs, which only panel handles"
-    return _why_not_triton(path, device_type, dtype, kernel, auto) if backend == "triton" else ""
+    if backend == "cpp":
+        return _why_not_cpp(path, device_type, dtype, kernel, groups, pointwise)
+    if backend == "triton":
+        return _why_not_triton(path, device_type, dtype, kernel, pointwise)
+    return "weight tiles made inside the product need a fused kernel: use backend='triton'" if path not in PATHS else ""
 
 
-def _why_not_triton(path: str, device_type: str, dtype: torch.dtype | None, kernel: tuple[int, ...], auto: bool) -> str:
-    if path == "panel":
-        return "the panel is a library product: use backend='torch'"
-    if kernel:
-        return "Triton kernels are for linear layers only so far"
+def _why_not_triton(path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool) -> str:
     if dtype == torch.float64:
         return "Triton kernels sum in float32, which is too little for float64"
+    if path != "panel" and not _is_product(kernel, pointwise):
+        return "the fused kernels are matrix products: one tap, stride 1 and no padding; panel does other convolutions"
     if not _installed("triton"):
         return "triton is not installed"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton needs a GPU (or TRITON_INTERPRET=1), the tensors are on {device_type}"
-    return "never timed on a GPU: ask for backend='triton' to use it" if auto else ""
+    return "" if path in _paths("triton") else f"{path} has no Triton kernels"
+
+
+def _why_not_cpp(
+    path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], groups: int, pointwise: bool
+) -> str:
+    if device_type != "cpu":
+        return f"the compiled kernels are for CPUs, the tensors are on {device_type}"
+    if not _installed("weit_kernels.cpp"):
+        return "no cpp kernels are built into this version"
+    cpp = importlib.import_module("weit_kernels.cpp")
+    if reason := cpp.why_not():
+        return reason
+    if path not in cpp.PATHS:
+        return f"{path} has no compiled kernels"
+    if not _is_product(kernel, pointwise):
+        return "the compiled kernels are matrix products: one tap, stride 1 and no padding"
+    return cpp.supports(path, dtype, kernel, groups)
+
+
+def _is_product(kernel: tuple[int, ...], pointwise: bool) -> bool:
+    """Whether the layer is one matrix product: linear, or a convolution of one tap that moves by one."""
+    return not kernel or (pointwise and all(taps == 1 for taps in kernel))
 
 
 @cache
@@ -62,25 +92,28 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+@cache
+def _paths(backend: str) -> frozenset[str]:
+    return frozenset(importlib.import_module(f"weit_kernels.{backend}").PATHS)
+
+
 def require_runnable(
     path: str,
     backend: str,
     device_type: str,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
     *,
     kernel: tuple[int, ...] = (),
     groups: int = 1,
+    pointwise: bool = True,
 ) -> None:
     """Raise ``ValueError`` for unknown names and ``RuntimeError`` for a path or backend that cannot run."""
-    check_choice("path", path, PATH_NAMES)
-    check_choice("backend", backend, BACKENDS)
     if path == "auto" and backend == "auto":
         return
-    reasons = {
-        (p, b): why_not(p, b, device_type, dtype, kernel=kernel, groups=groups)
-        for p in PATH_NAMES[1:]
-        for b in BACKENDS[1:]
-    }
+    check_choice("path", path, PATH_NAMES)
+    check_choice("backend", backend, BACKENDS)
+    sizes = {"kernel": kernel, "groups": groups, "pointwise": pointwise}
+    reasons = {(p, b): why_not(p, b, device_type, dtype, **sizes) for p, b in pairs()}  # type: ignore[arg-type]
     asked = [why for (p, b), why in reasons.items() if path in ("auto", p) and backend in ("auto", b)]
     if all(asked):
         able = ", ".join(f"{p} on {b}" for (p, b), why in reasons.items() if not why)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weit_kernels import ops as _ops  # noqa: F401  registers torch.ops.weit
 from weit_kernels import reference
 from weit_kernels.backends import require_runnable
+from weit_kernels.ops import call
 from weit_kernels.shapes import (
     LAYOUTS,
     check_ceil,
@@ -63,13 +63,27 @@ def kron_linear(
     """
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
     require_runnable(path, backend, x.device.type, x.dtype)
+    return _apply(x, templates, scalers, bias, shape.out_features, layout, path, backend)
+
+
+def _apply(
+    x: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    bias: Tensor | None,
+    out: int,
+    layout: str,
+    path: str,
+    backend: str,
+) -> Tensor:
+    """``kron_linear`` on checked arguments."""
     if layout == "interleaved":
         # kron(T, S) is the block form with the two factors' parts exchanged.
         templates, scalers, path = scalers, templates, _SWAPPED.get(path, path)
-    rows = x.reshape(-1, shape.in_features)
-    choice = (_trains(x, templates, scalers), path, backend)
-    y = torch.ops.weit.kron_linear.default(rows, templates, scalers, bias, shape.out_features, *choice)
-    return y.view(*x.shape[:-1], shape.out_features)
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    train = _trains(x, templates, scalers)
+    y = call("kron_linear", rows, templates, scalers, bias, out, train, path, backend)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], out)
 
 
 def _trains(*tensors: Tensor) -> bool:
@@ -168,23 +182,33 @@ def _conv(
     shape = check_conv(dims, x, templates, scalers, bias, groups, out_channels, layout)
     strides, dilations = per_axis("stride", stride, dims, 1), per_axis("dilation", dilation, dims, 1)
     pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)
-    require_runnable(path, backend, x.device.type, x.dtype, kernel=shape.kernel, groups=groups)
+    pointwise = set(zip(shape.kernel, strides, pads, strict=True)) == {(1, 1, 0)} and groups == 1
+    require_runnable(path, backend, x.device.type, x.dtype, kernel=shape.kernel, groups=groups, pointwise=pointwise)
+    if pointwise and x.dim() == dims + 2 and _channels_last(x):
+        pixels = x.movedim(1, -1)
+        y = _apply(pixels, templates.flatten(2), scalers, bias, shape.out_features, layout, path, backend)
+        return y.movedim(-1, 1)
     maps = x if x.dim() == dims + 2 else x.unsqueeze(0)
     if any(uneven):
         maps = F.pad(maps, uneven)
     check_spatial(maps.shape[2:], shape.kernel, pads, dilations)
 
-    op, settings = torch.ops.weit.kron_conv.default, (strides, pads, dilations, groups)
+    settings = (strides, pads, dilations, groups)
     choice = (_trains(x, templates, scalers), path, backend)
     if layout == "interleaved" and groups == 1:
         # One reordering of channels on each side; the contraction then is the block one.
         maps = _reorder(maps, shape.q, shape.n)
         bias = None if bias is None else _reorder(bias[None], shape.p, shape.m)[0]
-        y = op(maps, templates, scalers, bias, shape.m * shape.p, *settings, "block", *choice)
+        y = call("kron_conv", maps, templates, scalers, bias, shape.m * shape.p, *settings, "block", *choice)
         y = _reorder(y, shape.m, shape.p)[:, : shape.out_features]
     else:
-        y = op(maps, templates, scalers, bias, shape.out_features, *settings, layout, *choice)
+        y = call("kron_conv", maps, templates, scalers, bias, shape.out_features, *settings, layout, *choice)
     return y if x.dim() == dims + 2 else y.squeeze(0)
+
+
+def _channels_last(maps: Tensor) -> bool:
+    """Whether the pixels' channels lie side by side and, unlike those of a contiguous tensor, nothing else does."""
+    return maps.movedim(1, -1).is_contiguous() and not maps.is_contiguous()
 
 
 def _reorder(maps: Tensor, major: int, minor: int) -> Tensor:

@@ -9,7 +9,8 @@ are the same two operators with one argument replaced by its tangent. Only input
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from weit_kernels import transforms, tune
 from weit_kernels.backends import module
-from weit_kernels.paths import PATHS
 from weit_kernels.paths.convolution import ConvArgs
-from weit_kernels.plan import Plan, choose
+from weit_kernels.plan import Plan, Request, choose, contenders, cost
 from weit_kernels.shapes import KronShape
 
 _LINEAR = "SymInt out_features, bool train, str path, str backend"
@@ -35,76 +36,135 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def _linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    return _module(_linear_work(x, T, S, out, *args)).linear(x.contiguous(), T, S, bias, out)
+    x = x.contiguous()
+    return _module(_linear_request, _LinearCalls, x, T, S, out, args).linear(x, T, S, bias, out)
 
 
 def _linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], out: int, *args: Any) -> Triple:
-    path = _module(_linear_work(x, T, S, out, *args))
-    return _present(x, path.linear_backward(dy.contiguous(), x.contiguous(), T, S, need))
+    x = x.contiguous()
+    path = _module(_linear_request, _LinearCalls, x, T, S, out, args)
+    return _present(x, path.linear_backward(dy.contiguous(), x, T, S, need))
 
 
 def _conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    return _module(_conv_work(x, T, S, out, *args)).conv(x.contiguous(), T, S, bias, out, _conv_args(*args[:5]))
+    x, args = x.contiguous(), _hashable(args)
+    return _module(_conv_request, _ConvCalls, x, T, S, out, args).conv(x, T, S, bias, out, ConvArgs(*args[:5]))
 
 
 def _conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], out: int, *args: Any) -> Triple:
-    path = _module(_conv_work(x, T, S, out, *args))
-    grads = path.conv_backward(dy.contiguous(), x.contiguous(), T, S, need, _conv_args(*args[:5]))
-    return _present(x, grads)
+    x, args = x.contiguous(), _hashable(args)
+    path = _module(_conv_request, _ConvCalls, x, T, S, out, args)
+    return _present(x, path.conv_backward(dy.contiguous(), x, T, S, need, ConvArgs(*args[:5])))
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a call asks for, as far as the planner cares."""
-
-    shape: KronShape
-    rows: int
-    dtype: torch.dtype
-    device_type: str
-    train: bool
-    path: str
-    backend: str
-    groups: int = 1
+def _hashable(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Settings of a convolution as they come through the dispatcher, lists as tuples."""
+    return tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args)
 
 
-def _linear_work(x: Tensor, T: Tensor, S: Tensor, out: int, train: bool, path: str, backend: str) -> _Work:
+def _linear_request(x: Tensor, T: Tensor, S: Tensor, out: int, train: bool, path: str, backend: str) -> Request:
     (N, p, q), (_, m, n) = T.shape, S.shape
-    shape = KronShape(N, m, n, p, q, out, x.shape[1])
-    return _Work(shape, x.shape[0], x.dtype, x.device.type, train, path, backend)
+    return Request(KronShape(N, m, n, p, q, out, x.shape[1]), x.shape[0], x.dtype, x.device, train, path, backend)
 
 
-def _conv_work(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> _Work:
-    conv, (train, path, backend) = _conv_args(*args[:5]), args[5:]
+def _conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Request:
+    args = _hashable(args)
+    conv, (train, path, backend) = ConvArgs(*args[:5]), args[5:]
     (N, p, q, *kernel), (_, m, n) = T.shape, S.shape
     shape = KronShape(N, m, n, p, q, out, x.shape[1] // conv.groups, kernel=tuple(kernel))
     pixels = x.shape[0] * conv.output_size(x.shape[2:], kernel).numel()
-    return _Work(shape, pixels, x.dtype, x.device.type, train, path, backend, conv.groups)
+    return Request(shape, pixels, x.dtype, x.device, train, path, backend, conv.groups, conv.pointwise(T[0]))
 
 
-def _choose(work: _Work) -> Plan:
-    return choose(work.shape, work.rows, work.dtype, work.device_type, work.train, work.path, work.backend, work.groups)
+# What runs for sizes that were seen before: planning again would cost small layers more than their products.
+_CHOSEN: dict[Any, ModuleType] = {}
+_MOST_CHOSEN = 4096
 
 
-def _module(work: _Work) -> ModuleType:
-    plan = _choose(work)
-    return module(plan.path, plan.backend)
+def _module(
+    request_of: Any, calls: Any, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]
+) -> ModuleType:
+    """The module that computes these operands; on a GPU the nearest candidates are timed first, once for a shape."""
+    key = (x.shape, T.shape, S.shape, out, x.dtype, x.device, args)
+    chosen = _CHOSEN.get(key)
+    if chosen is not None:
+        return chosen
+    request = request_of(x, T, S, out, *args)
+    plan = choose(request)
+    if not (request.forced or plan.tuned or request.rows == 0) and x.is_cuda and tune.mode() != "0":
+        if not tune.may_time(x):
+            return module(plan.path, plan.backend)  # decided for this call only: a later one may time
+        plan = _tuned(request, plan, calls, x, T, S, out, args)
+    if len(_CHOSEN) >= _MOST_CHOSEN:
+        _CHOSEN.clear()
+    _CHOSEN[key] = chosen = module(plan.path, plan.backend)
+    return chosen
 
 
-def _flops(work_of: Callable[..., _Work], phase: str) -> Callable[..., int]:
+def _tuned(
+    request: Request, plan: Plan, calls: Any, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]
+) -> Plan:
+    """The plan after a contest of the nearest candidates on made-up operands of the same sizes and strides."""
+    near = contenders(request, tune.mode())
+    if len(near) == 1 and near[0].backend == "torch":
+        return plan
+    try:
+        made = calls(x, T, S, out, args, request.train)
+    except torch.OutOfMemoryError:  # the caller's own step may still fit
+        return plan
+    runs = {c.name: partial(made, module(c.path, c.backend)) for c in near}
+    plain = choose(replace(request, path="auto", backend="torch"))
+    winner = tune.contest(request.key, runs, partial(made, module(plain.path, "torch")))
+    return choose(request) if winner else plan
+
+
+class _LinearCalls:
+    """A forward pass, and a backward pass where asked for, of any path's module on operands drawn for timing."""
+
+    def __init__(self, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...], train: bool) -> None:
+        generator = torch.Generator(x.device).manual_seed(0)  # the user's own stream of numbers stays as it is
+
+        def drawn(like: Tensor) -> Tensor:
+            return torch.empty_like(like).normal_(generator=generator)
+
+        self.x, self.T, self.S, self.out, self.args, self.train = drawn(x), drawn(T), drawn(S), out, args, train
+        self.dy: Tensor | None = None
+        self.drawn = drawn
+
+    def __call__(self, path: ModuleType) -> list[Tensor | None]:
+        y = self.forward(path)
+        if not self.train:
+            return [y]
+        if self.dy is None:
+            self.dy = self.drawn(y)
+        return [y, *self.backward(path, self.dy)]
+
+    def forward(self, path: ModuleType) -> Tensor:
+        return path.linear(self.x, self.T, self.S, None, self.out)
+
+    def backward(self, path: ModuleType, dy: Tensor) -> Sequence[Tensor | None]:
+        return path.linear_backward(dy, self.x, self.T, self.S, [True] * 3)
+
+
+class _ConvCalls(_LinearCalls):
+    """The same for convolutions."""
+
+    def forward(self, path: ModuleType) -> Tensor:
+        return path.conv(self.x, self.T, self.S, None, self.out, ConvArgs(*self.args[:5]))
+
+    def backward(self, path: ModuleType, dy: Tensor) -> Sequence[Tensor | None]:
+        return path.conv_backward(dy, self.x, self.T, self.S, [True] * 3, ConvArgs(*self.args[:5]))
+
+
+def _flops(request_of: Callable[..., Request], phase: str) -> Callable[..., int]:
     """Formula for ``torch.utils.flop_counter``: the operations of the path that runs."""
 
     def formula(*args: Any, **_: Any) -> int:
         x, T, S, _bias, *rest = args if phase == "forward" else args[1:]
-        work = work_of(x, T, S, *rest)
-        return PATHS[_choose(work).path].cost(work.shape, work.rows, phase, x.itemsize, x.device.type).flops
+        request = request_of(x, T, S, *rest)
+        return cost(request, choose(request).path, phase).flops
 
     return formula
-
-
-def _conv_args(
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, layout: str
-) -> ConvArgs:
-    return ConvArgs(tuple(stride), tuple(padding), tuple(dilation), groups, layout)
 
 
 def _present(like: Tensor, grads: Sequence[Tensor | None]) -> Triple:
@@ -118,7 +178,7 @@ def _fake_linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int,
 
 
 def _fake_conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    size = _conv_args(*args[:5]).output_size(x.shape[2:], T.shape[3:])
+    size = ConvArgs(*_hashable(args[:5])).output_size(x.shape[2:], T.shape[3:])
     return x.new_empty(x.shape[0], out, *size)
 
 
@@ -141,7 +201,7 @@ def _autograd(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Derivatives of the forward and the backward operator of one kind of layer."""
 
     def op(suffix: str) -> Any:
-        return getattr(torch.ops.weit, name + suffix).default
+        return partial(transforms.apply, getattr(torch.ops.weit, name + suffix).default)
 
     def derive_forward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         need = list(ctx.needs_input_grad[:3])
@@ -177,19 +237,32 @@ def _autograd(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return derive_forward, derive_backward
 
 
-def _register(name: str, args: str, work: Callable[..., _Work], forward: Any, backward: Any, fake: Any) -> None:
+def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, which need not be the tensors'."""
+
+    def guarded(first: Tensor, *args: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return kernel(first, *args)
+
+    return guarded
+
+
+def _register(name: str, args: str, request_of: Callable[..., Request], forward: Any, backward: Any, fake: Any) -> None:
     derive_forward, derive_backward = _autograd(name)
-    for suffix, schema, kernel, fake_kernel, save, derive in (
-        ("", _FORWARD, forward, fake, _save_forward, derive_forward),
-        ("_backward", _BACKWARD, backward, _fake_backward, _save_backward, derive_backward),
+    for suffix, schema, kernel, fake_kernel, save, derive, rule in (
+        ("", _FORWARD, forward, fake, _save_forward, derive_forward, transforms.forward),
+        ("_backward", _BACKWARD, backward, _fake_backward, _save_backward, derive_backward, transforms.backward),
     ):
         qualified = f"weit::{name}{suffix}"
         torch.library.define(qualified, schema.format(args), tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.impl(qualified, ("cpu", "cuda"), kernel)
+        torch.library.impl(qualified, "cpu", kernel)
+        torch.library.impl(qualified, "cuda", _on_its_device(kernel))
         torch.library.register_fake(qualified, fake_kernel)
         torch.library.register_autograd(qualified, derive, setup_context=save)
+        op = getattr(torch.ops.weit, name + suffix)
+        transforms.register(op.default, save, derive, rule)
         phase = "backward" if suffix else "forward"
-        register_flop_formula(getattr(torch.ops.weit, name + suffix), get_raw=True)(_flops(work, phase))
+        register_flop_formula(op, get_raw=True)(_flops(request_of, phase))
     for device in ("cpu", "cuda"):
         _LIBRARY.impl(name, _autocast(name, device), "Autocast" + device.upper())
 
@@ -198,18 +271,31 @@ def _autocast(name: str, device: str) -> Callable[..., Tensor]:
     """Like ``F.linear``: floating operands are cast to the dtype of the autocast region."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, "Autocast" + device.upper()))
 
-    def cast(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-            return value.to(torch.get_autocast_dtype(device))
-        return value
-
     def kernel(*args: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return getattr(torch.ops.weit, name).default(*map(cast, args))
+            return getattr(torch.ops.weit, name).default(*_cast(args, device))
 
     return kernel
 
 
+def _cast(args: Sequence[Any], device: str) -> list[Any]:
+    dtype = torch.get_autocast_dtype(device)
+
+    def floating(arg: Any) -> bool:
+        return isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+
+    return [arg.to(dtype) if floating(arg) else arg for arg in args]
+
+
+def call(name: str, *args: Any) -> Tensor:
+    """A forward operator, also under the transforms of ``torch.func``, which come before autocast would."""
+    op = getattr(torch.ops.weit, name).default
+    device = args[0].device.type
+    if torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
+        args = tuple(_cast(args, device))
+    return transforms.apply(op, *args)
+
+
 _LIBRARY = torch.library.Library("weit", "FRAGMENT")
-_register("kron_linear", _LINEAR, _linear_work, _linear, _linear_backward, _fake_linear)
-_register("kron_conv", _CONV, _conv_work, _conv, _conv_backward, _fake_conv)
+_register("kron_linear", _LINEAR, _linear_request, _linear, _linear_backward, _fake_linear)
+_register("kron_conv", _CONV, _conv_request, _conv, _conv_backward, _fake_conv)

@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
-from weit_kernels.backends import require_runnable, why_not
+from weit_kernels import tune
+from weit_kernels.backends import pairs, require_runnable, why_not
 from weit_kernels.paths import PATHS
-from weit_kernels.paths.blocks import Cost
-from weit_kernels.rates import Rates, rates_for
+from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
+from weit_kernels.rates import rates_for
 from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape
-from weit_kernels.shapes import PATHS as PATH_NAMES
+
+NEAREST = 3  # how many candidates WEIT_TUNE=1 times
+ROWS_PER_TILE = 128  # on_the_fly makes a weight tile again for so many rows
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks for, as far as the planner cares; ``rows`` are tokens, or output pixels of a convolution."""
+
+    shape: KronShape
+    rows: int
+    dtype: torch.dtype
+    device: torch.device
+    train: bool
+    path: str = "auto"
+    backend: str = "auto"
+    groups: int = 1
+    pointwise: bool = True
+
+    @property
+    def forced(self) -> bool:
+        """Whether there is nothing to choose."""
+        return "auto" not in (self.path, self.backend)
+
+    def allows(self, path: str, backend: str) -> bool:
+        """Whether a path on a backend is what was asked for."""
+        return self.path in ("auto", path) and self.backend in ("auto", backend)
+
+    @property
+    def key(self) -> str:
+        """The key of the timings of this request: rows count by powers of two."""
+        s, tf32 = self.shape, self.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        sizes = f"N {s.N} m {s.m} n {s.n} p {s.p} q {s.q} out {s.out_features} in {s.in_features}"
+        conv = f"kernel {s.kernel} groups {self.groups} pointwise {self.pointwise}" if s.kernel else "linear"
+        rows = f"rows {tune.bucket(self.rows)}"
+        dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
+        phases, choice = "train" if self.train else "infer", f"{self.path} {self.backend}"
+        return tune.key("paths", self.device, sizes, conv, rows, dtype, phases, choice)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One path on one backend: what it costs, or why it cannot run."""
+    """One path on one backend: what it costs, why it cannot run, or why ``"auto"`` does not consider it (yet)."""
 
     path: str
     backend: str
@@ -26,6 +64,13 @@ class Candidate:
     workspace_bytes: int = 0
     seconds: float = float("inf")
     reason: str = ""
+    unproven: str = ""
+    timed: float | None = None
+
+    @property
+    def name(self) -> str:
+        """How tuning calls it."""
+        return f"{self.path} on {self.backend}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +84,8 @@ class Plan:
         dense_flops: operations of the dense layer for the same.
         workspace_bytes: most memory that intermediates take at a time.
         seconds: predicted time; good for comparing paths, not for quoting.
-        candidates: all paths, the fastest first.
+        candidates: all paths, the fastest by prediction first.
+        tuned: whether timings on this kind of device decided, not the prediction.
     """
 
     path: str
@@ -51,11 +97,12 @@ class Plan:
     seconds: float
     title: str
     candidates: tuple[Candidate, ...]
+    tuned: bool = False
 
     def explain(self) -> str:
         """A printable table of every path that was considered and why this one won."""
         lines = [
-            self.title,
+            self.title + ("; chosen by timing" if self.tuned else ""),
             f"{'path':<18}{'backend':<9}{'ops/dense':>10}{'MB moved':>10}{'workspace':>12}  predicted",
         ]
         for c in self.candidates:
@@ -63,11 +110,15 @@ class Plan:
             if c.reason:
                 lines.append(f"{head} cannot run: {c.reason}")
                 continue
-            chosen = "  <- chosen" if (c.path, c.backend) == (self.path, self.backend) else ""
-            lines.append(
-                f"{head}{c.flops / max(1, self.dense_flops):>10.3f}{c.bytes / 1e6:>10.1f}"
-                f"{c.workspace_bytes / 2**20:>8.1f} MiB{c.seconds * 1e3:>8.3f} ms{chosen}"
-            )
+            line = f"{head}{c.flops / max(1, self.dense_flops):>10.3f}{c.bytes / 1e6:>10.1f}"
+            line += f"{c.workspace_bytes / 2**20:>8.1f} MiB{c.seconds * 1e3:>8.3f} ms"
+            if c.timed is not None:
+                line += f"  timed {c.timed * 1e3:.3f} ms"
+            if (c.path, c.backend) == (self.path, self.backend):
+                line += "  <- chosen"
+            elif c.unproven and c.timed is None:
+                line += f"  not considered: {c.unproven}"
+            lines.append(line)
         return "\n".join(lines)
 
 
@@ -110,63 +161,114 @@ def plan(
         raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
     p, q, *kernel = full[1:]
     shape = KronShape(N, m, n, p, q, m * p, n * q, LAYOUTS[0], tuple(kernel))
-    device_type = torch.device(device).type
-    require_runnable(path, backend, device_type, dtype, kernel=shape.kernel)
-    return choose(shape, M, dtype, device_type, needs_grad, path, backend)
+    where = torch.device(device)
+    require_runnable(path, backend, where.type, dtype, kernel=shape.kernel)
+    return choose(Request(shape, M, dtype, where, needs_grad, path, backend))
+
+
+def choose(request: Request) -> Plan:
+    """The plan for arguments that are checked already: what the operators call."""
+    candidates, rates = _candidates(request)
+    entry = None if request.forced or request.device.type != "cuda" else tune.cache().get(request.key)
+    if entry:
+        candidates = tuple(replace(c, timed=entry.seconds.get(c.name)) for c in candidates)
+    able = [c for c in candidates if not c.reason and request.allows(c.path, c.backend)]
+    proven = [c for c in able if not c.unproven or request.backend != "auto"]
+    winner = next((c for c in able if entry and c.name == entry.winner), None)
+    best = winner or (proven or able)[0]
+    s, train = request.shape, request.train
+    dense = (6 if train else 2) * request.rows * s.out_features * s.in_features * s.taps
+    title = (
+        f"M={request.rows} N={s.N} m={s.m} n={s.n} p={s.p} q={s.q}"
+        + (f" kernel={'x'.join(map(str, s.kernel))}" if s.kernel else "")
+        + f" {str(request.dtype).removeprefix('torch.')} on {request.device.type}, "
+        f"{'forward + backward' if train else 'forward'}; rates: {rates}"
+    )
+    costs = (best.flops, best.bytes, dense, best.workspace_bytes, best.seconds)
+    return Plan(best.path, best.backend, *costs, title, candidates, tuned=winner is not None)
+
+
+def contenders(request: Request, mode: str) -> list[Candidate]:
+    """What is worth timing: the nearest by prediction and the best plain path, or with ``"full"`` all that can run."""
+    able = [c for c in _candidates(request)[0] if not c.reason and request.allows(c.path, c.backend)]
+    if mode == "full":
+        return able
+    plain = [c for c in able if c.backend == "torch"][:1]
+    return able[:NEAREST] + [c for c in plain if c not in able[:NEAREST]]
+
+
+def cost(request: Request, path: str, phase: str) -> Cost:
+    """What one phase of a path does, the same on every backend."""
+    s, M, itemsize, device_type = request.shape, request.rows, request.dtype.itemsize, request.device.type
+    if path != "on_the_fly":
+        return PATHS[path].cost(s, M, phase, itemsize, device_type)
+    # The weight is made anew for each tile of rows; dT and dS are the panel's.
+    tiles = Product(-(-M // ROWS_PER_TILE), s.m * s.n, s.N, s.p * s.q)
+    product = Product(1, M, s.n * s.q, s.m * s.p)
+    if phase == "forward":
+        return Cost([tiles, product])
+    panel = PATHS["panel"].cost(s, M, phase, itemsize, device_type)
+    return Cost([tiles, product, *panel.products[2:]], panel.copied, panel.blocks, panel.workspace)
 
 
 @lru_cache(maxsize=4096)
-def choose(
-    shape: KronShape,
-    M: int,
-    dtype: torch.dtype,
-    device_type: str,
-    train: bool,
-    path: str,
-    backend: str,
-    groups: int = 1,
-) -> Plan:
-    """The plan for arguments that are checked already: what the operators call."""
-    rates = rates_for(device_type, dtype)
-    candidates = []
-    for name in PATH_NAMES[1:]:
-        for on in ("torch", "triton"):
-            reason = why_not(name, on, device_type, dtype, kernel=shape.kernel, groups=groups, auto=backend == "auto")
-            if reason:
-                candidates.append(Candidate(name, on, reason=reason))
-                continue
-            phases = ("forward", "backward") if train else ("forward",)
-            costs = [PATHS[name].cost(shape, M, phase, dtype.itemsize, device_type) for phase in phases]
-            candidates.append(_estimate(name, on, costs, dtype.itemsize, rates))
-    candidates.sort(key=lambda c: c.seconds)
-    best = next(c for c in candidates if not c.reason and path in ("auto", c.path) and backend in ("auto", c.backend))
-    dense = (6 if train else 2) * M * shape.out_features * shape.in_features * shape.taps
-    title = (
-        f"M={M} N={shape.N} m={shape.m} n={shape.n} p={shape.p} q={shape.q}"
-        + (f" kernel={'x'.join(map(str, shape.kernel))}" if shape.kernel else "")
-        + f" {str(dtype).removeprefix('torch.')} on {device_type}, {'forward + backward' if train else 'forward'}; "
-        f"rates: {rates.name}"
-    )
-    return Plan(
-        best.path,
-        best.backend,
-        best.flops,
-        best.bytes,
-        dense,
-        best.workspace_bytes,
-        best.seconds,
-        title,
-        tuple(candidates),
-    )
+def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
+    """Every path on every backend, the fastest by prediction first, and the name of the rates."""
+    r = request
+    rates = rates_for(r.device, r.dtype)
+    found = []
+    for path, backend in pairs():
+        reason = why_not(
+            path, backend, r.device.type, r.dtype, kernel=r.shape.kernel, groups=r.groups, pointwise=r.pointwise
+        )
+        if reason:
+            found.append(Candidate(path, backend, reason=reason))
+            continue
+        phases = ("forward", "backward") if r.train else ("forward",)
+        costs = [cost(r, path, phase) for phase in phases]
+        products = [product for c in costs for product in c.products]
+        compulsory = _compulsory(r)
+        found.append(
+            Candidate(
+                path,
+                backend,
+                flops=sum(product.flops for product in products),
+                bytes=r.dtype.itemsize * (sum(p.elements for p in products) + 2 * sum(c.copied for c in costs)),
+                workspace_bytes=max(
+                    _workspace(c, path, backend, phase) for c, phase in zip(costs, phases, strict=True)
+                ),
+                seconds=sum(
+                    rates.seconds(c, r.dtype.itemsize, _fused(path, backend, phase), times * compulsory)
+                    for c, phase, times in zip(costs, phases, (1, 2), strict=False)
+                ),
+                unproven=_unproven(backend, r.device.type),
+            )
+        )
+    return tuple(sorted(found, key=lambda c: c.seconds)), rates.name
 
 
-def _estimate(path: str, backend: str, costs: list[Cost], itemsize: int, rates: Rates) -> Candidate:
-    products = [product for cost in costs for product in cost.products]
-    return Candidate(
-        path,
-        backend,
-        flops=sum(product.flops for product in products),
-        bytes=itemsize * sum(product.elements for product in products) + 2 * itemsize * sum(c.copied for c in costs),
-        workspace_bytes=max(cost.workspace for cost in costs),
-        seconds=sum(rates.seconds(cost, itemsize) for cost in costs),
-    )
+def _fused(path: str, backend: str, phase: str) -> bool:
+    """Whether one kernel does a phase without intermediates in device memory."""
+    return backend == "triton" and path != "panel" and (path != "on_the_fly" or phase == "forward")
+
+
+def _workspace(cost: Cost, path: str, backend: str, phase: str) -> int:
+    """Bytes beside the results: what the path says, or a fused backward pass's partial sums at the most."""
+    return (0 if phase == "forward" else GPU_BLOCK_BYTES) if _fused(path, backend, phase) else cost.workspace
+
+
+def _compulsory(request: Request) -> int:
+    """Numbers that the forward pass must read or write, each once; the backward pass moves about twice as many."""
+    s = request.shape
+    return request.rows * (s.in_features + s.out_features) + s.N * (s.m * s.n + s.p * s.q * s.taps)
+
+
+def _unproven(backend: str, device_type: str) -> str:
+    """Why ``"auto"`` leaves a backend alone until a timing says otherwise; empty for plain torch."""
+    if backend == "torch":
+        return ""
+    if backend == "triton" and device_type == "cuda":
+        return "not timed here yet; without WEIT_TUNE=0 the first call does it"
+    if backend == "triton":
+        return "Triton's interpreter is for tests: ask for backend='triton'"
+    return f"not measured against plain torch yet: ask for backend='{backend}'"

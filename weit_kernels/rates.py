@@ -1,4 +1,4 @@
-"""How fast machines are, as far as choosing a path needs it."""
+"""How fast machines are, as far as choosing a path needs it: CPUs as measured, GPUs as their data sheets say."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from weit_kernels import tune
 from weit_kernels.paths.blocks import Cost, Product
 
 
 @dataclass(frozen=True)
 class Rates:
-    """A small model of one machine: a peak, how products of small sizes fall short of it, copies, and calls.
+    """A small model of one CPU: a peak, how products of small sizes fall short of it, copies, and calls.
 
     One product takes ``2 · Π (size + half) / flops`` seconds; a batch of small products has half sizes of its own. Each
     call of the library costs ``call`` seconds, each number that is copied into another order a read and a write.
@@ -28,8 +29,8 @@ class Rates:
     batch_half_inner: float
     batch_half_cols: float
 
-    def seconds(self, cost: Cost, itemsize: int) -> float:
-        """Predicted time of one phase of a path."""
+    def seconds(self, cost: Cost, itemsize: int, fused: bool = False, compulsory: int = 0) -> float:
+        """Predicted time of one phase of a path; ``fused`` and ``compulsory`` matter on GPUs."""
         products = sum(map(self._product_seconds, cost.products))
         calls = self.call * len(cost.products) * cost.blocks
         return products + calls + 2 * cost.copied * itemsize / self.copy
@@ -52,11 +53,105 @@ class Rates:
 CPU = Rates("CPU, float32", 3.62e11, 1.88e10, 3.55e-5, 3.12, 30.5, 29.3, 3.92, 31.7, 0)
 CPU_16_BIT = Rates("CPU, 16-bit", 1.65e12, 2.27e10, 5.24e-5, 132, 61.8, 173, 77.9, 2.51, 38.5)
 
+# What a large product reaches of the peak, and what starting a kernel costs. Assumptions, not measurements: they only
+# order the candidates, and the nearest are timed before one is used.
+REACHED = 0.6
+LAUNCH = 5e-6
 
-def rates_for(device_type: str, dtype: torch.dtype) -> Rates:
-    """The rates to plan with. No GPU is measured yet: the CPU's shape of a cost with a GPU's peak and copies."""
-    if device_type != "cpu":
-        return replace(CPU, name="GPU, not measured", flops=4e14, copy=3e12, call=1e-5)
-    if dtype == torch.float64:
-        return replace(CPU, name="CPU, float64", flops=CPU.flops / 2)
-    return CPU if dtype == torch.float32 else CPU_16_BIT
+
+@dataclass(frozen=True)
+class GpuRates:
+    """A roofline: operations a second of the products, bytes a second of device memory.
+
+    Plain torch starts one kernel for each product of each block, and every product and copy goes through memory. A
+    fused kernel is one launch, bound by its operations or by the bytes that no path can avoid.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+
+    def seconds(self, cost: Cost, itemsize: int, fused: bool = False, compulsory: int = 0) -> float:
+        """Predicted time of one phase; ``compulsory`` counts the numbers that every path reads or writes."""
+        if fused:
+            compute = cost.flops / (REACHED * self.flops)
+            return max(compute, compulsory * itemsize / self.bandwidth) + LAUNCH
+        products = sum(
+            max(p.flops / (REACHED * self.flops), p.elements * itemsize / self.bandwidth) for p in cost.products
+        )
+        moved = 2 * cost.copied * itemsize / self.bandwidth
+        return products + moved + LAUNCH * len(cost.products) * cost.blocks
+
+
+@dataclass(frozen=True)
+class DataSheet:
+    """Peaks that a vendor states: dense products in 16 bits (float32 sums), in tf32, in float32; device memory."""
+
+    half: float
+    tf32: float
+    single: float
+    bandwidth: float
+
+    def rates(self, name: str, dtype: torch.dtype) -> GpuRates:
+        """The rates for products in ``dtype``."""
+        if dtype.itemsize == 2:
+            return GpuRates(name, self.half, self.bandwidth)
+        if dtype == torch.float64:
+            return GpuRates(name, self.single / 2, self.bandwidth)
+        return GpuRates(name, self.tf32 if torch.backends.cuda.matmul.allow_tf32 else self.single, self.bandwidth)
+
+
+# From the vendor's data sheets, without sparsity; none of it measured. The first name that the device's contains counts.
+DATA_SHEETS = {
+    "A100": DataSheet(312e12, 156e12, 19.5e12, 2.0e12),
+    "H100 PCIe": DataSheet(756e12, 378e12, 51e12, 2.0e12),
+    "H100": DataSheet(989e12, 494e12, 67e12, 3.35e12),
+    "H200": DataSheet(989e12, 494e12, 67e12, 4.8e12),
+    "B200": DataSheet(2250e12, 1125e12, 75e12, 8.0e12),
+    "RTX 4090": DataSheet(165e12, 82.6e12, 82.6e12, 1.008e12),
+}
+
+
+def rates_for(device: torch.device, dtype: torch.dtype) -> Rates | GpuRates:
+    """The rates to plan with for a device and a dtype."""
+    if device.type == "cpu":
+        if dtype == torch.float64:
+            return replace(CPU, name="CPU, float64", flops=CPU.flops / 2)
+        return CPU if dtype == torch.float32 else CPU_16_BIT
+    name = tune.device_name(device)
+    for known, sheet in DATA_SHEETS.items():
+        if known in name:
+            return sheet.rates(f"{known}, data sheet", dtype)
+    return measured(device, dtype) or DATA_SHEETS["H100"].rates("unknown GPU, taken for an H100, data sheet", dtype)
+
+
+def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:
+    """Rates of a GPU without a known data sheet: a product and a copy, timed once and kept in the tuning cache.
+
+    ``None`` where nothing is kept and nothing may be timed.
+    """
+    key = tune.key("rates", device, dtype, f"tf32 {torch.backends.cuda.matmul.allow_tf32}")
+    entry = tune.cache().get(key)
+    if entry and entry.seconds.get("product") and entry.seconds.get("copy"):
+        seconds = entry.seconds
+    elif tune.may_time(device):
+        seconds = _time_product_and_copy(device, dtype)
+        tune.cache().put(key, "product", seconds)
+    else:
+        return None
+    flops, moved = 2 * _SIDE**3, 2 * _SIDE**2 * dtype.itemsize
+    # What was measured is reached already, so the peak that it stands for is higher.
+    return GpuRates(
+        f"{tune.device_name(device)}, measured", flops / seconds["product"] / REACHED, moved / seconds["copy"]
+    )
+
+
+_SIDE = 4096
+
+
+def _time_product_and_copy(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Median seconds of a product of two square matrices, and of copying one."""
+    generator = torch.Generator(device).manual_seed(0)  # zeros would draw less power, and run faster
+    a, b = (torch.empty(_SIDE, _SIDE, device=device, dtype=dtype).normal_(generator=generator) for _ in range(2))
+    calls = {"product": lambda: torch.mm(a, a), "copy": lambda: b.copy_(a)}
+    return tune.fastest(calls, tune.cuda_timer)[1]

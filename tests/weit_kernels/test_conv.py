@@ -108,6 +108,39 @@ def test_unbatched_and_channels_last_inputs() -> None:
     assert relative_error(kron_conv2d(x.to(memory_format=torch.channels_last), T, S, b), truth) < 1e-14
 
 
+@pytest.mark.parametrize("path", [*PATHS, "auto"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pointwise_channels_last_is_the_linear_form(dims: int, layout: str, path: str) -> None:
+    """No copy of the input, and the memory format that F.conv2d returns, for the output and the gradient."""
+    x, T, S, b = operands(dims, torch.float64, kernel=1, cut=1)
+    form = (torch.channels_last, torch.channels_last_3d)[dims - 2]
+
+    def ours(x, T, S, b):
+        return CONVS[dims](x, T, S, b, out_channels=len(b), layout=layout, path=path)
+
+    assert_as_good_as_dense(ours, dense(len(b), layout), [x.to(memory_format=form), T, S, b], slack=3.0)
+    last = x.to(memory_format=form).requires_grad_()
+    with torch.profiler.profile() as profile:
+        y = ours(last, T, S, b)
+    names = {event.name for event in profile.events()}
+    assert "weit::kron_linear" in names
+    assert "weit::kron_conv" not in names
+    assert y.is_contiguous(memory_format=form)
+    if dims == 2:  # F.conv3d keeps the format in some dtypes only
+        weight = kron_weight(T, S, out_features=len(b), in_features=x.shape[1], layout=layout)
+        assert y.stride() == F.conv2d(last, weight, b).stride()
+    y.square().sum().backward()
+    assert last.grad.is_contiguous(memory_format=form)
+
+
+@pytest.mark.parametrize("settings", [{"stride": 2}, {"padding": 1}])
+def test_channels_last_that_is_no_plain_product(settings: dict[str, int]) -> None:
+    x, T, S, b = operands(2, torch.float64, kernel=1)
+    y = kron_conv2d(x.to(memory_format=torch.channels_last), T, S, b, **settings)
+    assert relative_error(y, F.conv2d(x, kron_weight(T, S), b, **settings)) < 1e-14
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_empty_batch(path: str) -> None:
     x, T, S, b = (t.requires_grad_() for t in operands(2, torch.float64))

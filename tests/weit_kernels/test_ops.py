@@ -179,3 +179,75 @@ def test_calls_share_workspace_without_touching_results() -> None:
         kept = first.clone()
         kron_linear(*case.operands(torch.float64, seed=6), path=path)
         assert torch.equal(first, kept)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", PATHS)
+def test_cuda_graph_capture(path: str) -> None:
+    """A training step is captured once and replayed on new data."""
+    case = Case("captured", (256,), 4, 8, 4, 16, 32)
+    leaves = [t.cuda().requires_grad_() for t in case.operands(torch.float32)]
+
+    def step() -> tuple[torch.Tensor, ...]:
+        y = kron_linear(*leaves, path=path)
+        return (y, *torch.autograd.grad(y.square().sum(), leaves))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for leaf, new in zip(leaves, case.operands(torch.float32, seed=7), strict=True):
+            leaf.copy_(new)
+    graph.replay()
+    for value, truth in zip(captured, step(), strict=True):
+        assert relative_error(value, truth) < 1e-5
+
+
+@pytest.mark.gpu
+def test_capture_of_a_shape_never_seen_before_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from weit_kernels import tune
+
+    monkeypatch.setenv("WEIT_TUNE", "1")
+    monkeypatch.setattr(tune, "contest", lambda *args: pytest.fail("timed while a graph was being captured"))
+    operands = [t.cuda() for t in Case("unseen", (211,), 3, 5, 7, 11, 13).operands(torch.float32)]
+    torch.mm(operands[0], operands[0].t())  # the library sets itself up before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = kron_linear(*operands, backend="torch")
+    graph.replay()
+    assert y.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", PATHS)
+def test_training_step_on_a_gpu_allocates_neither_the_weight_nor_its_gradient(path: str) -> None:
+    """Of what the step allocates beside its results, nothing is as large as ``W``, and 32 MiB hold it at any time."""
+    case = Case("suite_size", (1024,), 4, 16, 16, 256, 256)
+    leaves = [t.cuda().requires_grad_() for t in case.operands(torch.float32)]
+    dy = torch.randn(1024, case.out_features, device="cuda")
+
+    def step() -> list[torch.Tensor]:
+        y = kron_linear(*leaves, path=path)
+        return [y, *torch.autograd.grad(y, leaves, dy)]
+
+    step()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.memory._record_memory_history(context=None, stacks="python")
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        results = step()
+        torch.cuda.synchronize()
+        (trace,) = [events for events in torch.cuda.memory._snapshot()["device_traces"] if events]
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
+    largest = max(event["size"] for event in trace if event["action"] == "alloc")
+    assert 0 < largest < case.out_features * case.in_features * 4
+    results_bytes = sum(t.numel() * t.itemsize for t in results)
+    assert torch.cuda.max_memory_allocated() - before - results_bytes <= 32 << 20

@@ -55,10 +55,8 @@ def test_picks_the_panel_where_no_order_saves_operations() -> None:
 
 
 def test_auto_runs_what_the_plan_says() -> None:
-    from weit_kernels import ops
-
     ran = []
-    for path, module in ops.PATHS.items():
+    for path, module in PATH_MODULES.items():
         original = module.linear
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "linear", lambda *a, path=path, f=original: ran.append(path) or f(*a))
@@ -80,12 +78,12 @@ def test_workspace_is_bounded_by_32_mib(rows: int, scalers: tuple[int, int, int]
 def test_panels_cover_the_weight_once_and_stay_small(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(panel, "WORKSPACE_BYTES", most)
     monkeypatch.setattr(panel, "CHUNK_BYTES", most // 8)
-    T, S, out = torch.randn(2, 5, 6), torch.randn(2, 4, 3), 18
+    T, S, out = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64), 18
     seen = []
     for part in panel._panels(T, S, out):
         weight = part.weight(T, S, 17)
         assert weight.shape == (part.out.stop - part.out.start, 17)
-        assert weight.numel() * 4 < most or weight.shape[0] == 1
+        assert weight.numel() * weight.itemsize < most or weight.shape[0] == 1
         seen.append(weight.clone())
     assert torch.allclose(torch.cat(seen), weit_kernels.kron_weight(T, S, out_features=out, in_features=17))
 
@@ -104,7 +102,7 @@ def test_explain_shows_every_path_and_the_choice() -> None:
         assert path in table
     (line,) = [line for line in table.splitlines() if "<- chosen" in line]
     assert line.startswith(chosen.path)
-    assert "cannot run: synthesising weight tiles" in table
+    assert "cannot run: weight tiles made inside the product need a fused kernel" in table
 
 
 @pytest.mark.parametrize(
@@ -131,15 +129,15 @@ def test_explain_shows_every_path_and_the_choice() -> None:
         ),
         (
             (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
-            {"backend": "cpp"},
+            {"backend": "cuda"},
             RuntimeError,
-            "'cpp' cannot run",
+            "'cuda' cannot run: no cuda kernels are built",
         ),
         (
             (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
-            {"path": "on_the_fly"},
+            {"path": "on_the_fly", "backend": "torch"},
             RuntimeError,
-            "can run: templates_first",
+            "fused kernel.*can run: templates_first",
         ),
     ],
 )

@@ -86,9 +86,9 @@ BAD_LINEAR = {
     ),
     "path without kernels": (
         (X, T, S),
-        {"path": "on_the_fly"},
+        {"path": "on_the_fly", "backend": "torch"},
         RuntimeError,
-        "on_the_fly.*can run: templates_first",
+        "on_the_fly.*fused kernel.*can run: templates_first",
     ),
     "backend not built": (
         (X, T, S),

@@ -3,25 +3,26 @@
 Costs ``1 + N/M`` of the dense product forward: the choice where neither order saves operations. A panel is the rows of
 ``W`` that belong to a few scaler rows ``i``, or to some template rows ``a`` of a single ``i`` where those alone are too
 large. The panel, or that part of ``W``'s gradient, and the chunk of it whose axes are being put in order share
-``WORKSPACE_BYTES``.
+``WORKSPACE_BYTES``. What makes a panel and contracts its gradient is an argument: a module with the two functions of
+``weit_kernels.paths.synth``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from weit_kernels.paths import synth as plain
 from weit_kernels.paths.blocks import (
     Cost,
     Product,
     accumulator,
     add_product,
-    blocks,
     rows_per_block,
-    widen,
     workspace,
 )
 from weit_kernels.paths.convolution import ConvArgs, conv_gradients, convolve
@@ -47,11 +48,11 @@ def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> C
     return Cost([synthesis, Product(1, M, out, inn), Product(1, out, M, inn), *grads], 2 * out * inn, count, held)
 
 
-def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
+def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *, synth: ModuleType = plain) -> Tensor:
     """``x (M, in)`` → ``(M, out)``."""
     y = x.new_empty(x.shape[0], out)
     for panel in _panels(T, S, out):
-        weight = panel.weight(T, S, x.shape[1])
+        weight = panel.weight(T, S, x.shape[1], synth)
         if bias is None:
             torch.mm(x, weight.t(), out=y[:, panel.out])
         else:
@@ -59,14 +60,16 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Te
     return y
 
 
-def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
+def linear_backward(
+    dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], *, synth: ModuleType = plain
+) -> Grads:
     """``dy (M, out)``, ``x (M, in)`` → gradients of ``x``, ``T`` and ``S``; ``None`` where not needed."""
     dx = None
-    factors = _FactorGrads(T, S, need)
+    factors = _FactorGrads(T, S, need, synth)
     for panel in _panels(T, S, dy.shape[1]):
         dy_part = dy[:, panel.out]
         if need[0]:
-            weight = panel.weight(T, S, x.shape[1])
+            weight = panel.weight(T, S, x.shape[1], synth)
             if dx is None:
                 dx = (dy_part @ weight).to(torch.promote_types(x.dtype, torch.float32))
             else:
@@ -77,21 +80,25 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
     return None if dx is None else dx.to(x.dtype), *factors.result()
 
 
-def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: ConvArgs) -> Tensor:
+def conv(
+    x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: ConvArgs, *, synth: ModuleType = plain
+) -> Tensor:
     """``x (B, groups·in, *spatial)`` → ``(B, out, *spatial')``."""
     parts = []
     for panel in _panels(T, S, out, args):
-        weight = panel.weight(T, S, x.shape[1] // args.groups)
+        weight = panel.weight(T, S, x.shape[1] // args.groups, synth)
         parts.append(convolve(x, weight, args, None if bias is None else bias[panel.out]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], args: ConvArgs) -> Grads:
+def conv_backward(
+    dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], args: ConvArgs, *, synth: ModuleType = plain
+) -> Grads:
     """``dy (B, out, *spatial')``, ``x (B, groups·in, *spatial)`` → gradients of ``x``, ``T`` and ``S``."""
     dx = None
-    factors = _FactorGrads(T, S, need)
+    factors = _FactorGrads(T, S, need, synth)
     for panel in _panels(T, S, dy.shape[1], args):
-        weight = panel.weight(T, S, x.shape[1] // args.groups)
+        weight = panel.weight(T, S, x.shape[1] // args.groups, synth)
         dy_part = dy[:, panel.out].contiguous()
         dx_part, dweight = conv_gradients(dy_part, x, weight, args, [need[0], need[1] or need[2]])
         if dx_part is not None:
@@ -99,10 +106,6 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
         if dweight is not None:
             factors.add(panel, dweight)
     return None if dx is None else dx.to(x.dtype), *factors.result()
-
-
-# Axes of a weight, (m, p, n, q, taps) or (p, m, q, n, taps), in the order (m, n, p, q, taps) of its blocks.
-_TO_BLOCKS = {"block": (0, 2, 1, 3, 4), "interleaved": (1, 3, 0, 2, 4)}
 
 
 @dataclass(frozen=True)
@@ -114,20 +117,11 @@ class _Panel:
     out: slice
     layout: str = "block"
 
-    def weight(self, T: Tensor, S: Tensor, inn: int) -> Tensor:
+    def weight(self, T: Tensor, S: Tensor, inn: int, synth: ModuleType = plain) -> Tensor:
         """``(features of out, in, *kernel)`` in workspace memory, without ragged edges."""
-        T, S = T[:, self.a], S[:, self.i]
-        N, p, q, *kernel = T.shape
-        _, m, n = S.shape
-        flat = T.reshape(N, -1)
-        taps = flat.shape[1] // (p * q)
-        weight = workspace("panel", T, *((m, p, n, q, taps) if self.layout == "block" else (p, m, q, n, taps)))
-        ordered = weight.permute(_TO_BLOCKS[self.layout])
-        for rows in blocks(m, n * flat.shape[1] * T.element_size(), CHUNK_BYTES):
-            grid = workspace("block", T, (rows.stop - rows.start) * n, flat.shape[1])
-            torch.mm(S[:, rows].reshape(N, -1).t(), flat, out=grid)
-            ordered[rows] = grid.view(-1, n, p, q, taps)
-        return weight.view(m * p, n * q, *kernel)[: self.out.stop - self.out.start, :inn]
+        rows = self.out.stop - self.out.start
+        weight: Tensor = synth.weight(T[:, self.a], S[:, self.i], rows, inn, self.layout, CHUNK_BYTES)
+        return weight
 
 
 def _panels(T: Tensor, S: Tensor, out: int, args: ConvArgs | None = None) -> Iterator[_Panel]:
@@ -160,25 +154,16 @@ def _panel_size(m: int, p: int, row_bytes: int) -> tuple[int, int]:
 class _FactorGrads:
     """Sums ``dT`` and ``dS`` over panels of the weight's gradient, each contracted as soon as it exists."""
 
-    def __init__(self, T: Tensor, S: Tensor, need: list[bool]) -> None:
-        self.T, self.S = T, S
+    def __init__(self, T: Tensor, S: Tensor, need: list[bool], synth: ModuleType) -> None:
+        self.T, self.S, self.synth = T, S, synth
         self.dT = accumulator(T, *T.shape) if need[1] else None
         self.dS = accumulator(S, *S.shape) if need[2] else None
 
     def add(self, panel: _Panel, dweight: Tensor) -> None:
+        dT = None if self.dT is None else self.dT[:, panel.a]
+        dS = None if self.dS is None else self.dS[:, panel.i]
         T, S = self.T[:, panel.a], self.S[:, panel.i]
-        N, p, q = T.shape[:3]
-        m, n = S.shape[1:]
-        dweight = widen(widen(dweight, n * q).transpose(0, 1), m * p).transpose(0, 1)
-        grid = (m, p, n, q, -1) if panel.layout == "block" else (p, m, q, n, -1)
-        ordered, flat = dweight.reshape(grid).permute(_TO_BLOCKS[panel.layout]), T.reshape(N, -1)
-        for rows in blocks(m, n * flat.shape[1] * T.element_size(), CHUNK_BYTES):
-            piece = workspace("block", T, (rows.stop - rows.start) * n, flat.shape[1])
-            piece.view(ordered[rows].shape).copy_(ordered[rows])
-            if self.dT is not None:
-                self.dT[:, panel.a] += (S[:, rows].reshape(N, -1) @ piece).view(T.shape)
-            if self.dS is not None:
-                self.dS[:, panel.i][:, rows] += (flat @ piece.t()).view(N, -1, n)
+        self.synth.add_gradients(dweight, T, S, dT, dS, panel.layout, CHUNK_BYTES)
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         dT, dS = self.dT, self.dS

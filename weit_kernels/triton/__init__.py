@@ -3,8 +3,15 @@
 Imported on first use: the package works without Triton.
 """
 
-from weit_kernels.triton import scalers_first, templates_first
+from types import ModuleType
 
-PATHS = {"templates_first": templates_first, "scalers_first": scalers_first}
+from weit_kernels.triton import on_the_fly, panel, scalers_first, templates_first
+
+PATHS: dict[str, ModuleType] = {
+    "templates_first": templates_first,
+    "scalers_first": scalers_first,
+    "panel": panel,
+    "on_the_fly": on_the_fly,
+}
 
 __all__ = ["PATHS"]

@@ -26,7 +26,7 @@ def few_rows_tiles(M: int, wanted: int, n: int, q: int, p: int, m: int, N: int, 
     a = power_of_two(max(1, p // wanted), 16)
     t = max(power_of_two(N, 8), 16 // a)
     tokens = max(power_of_two(M, 16), 16 // a)
-    j = max(power_of_two(n, max(1, 128 // tokens)), 16 // tokens)
+    j = max(power_of_two(n, max(1, 128 // tokens)), 16 // tokens, 16 // t)
     blocks = -(-p // a) * -(-M // tokens)
     i = max(16, power_of_two(-(-m * blocks // wanted), 64))
     return Tiles(

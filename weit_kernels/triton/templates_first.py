@@ -7,7 +7,9 @@ import triton.language as tl
 from torch import Tensor
 
 from weit_kernels.triton.few_rows import tiles_for
-from weit_kernels.triton.tiles import dot, launch, narrow, place
+from weit_kernels.triton.pointwise import conv_functions
+from weit_kernels.triton.tiles import Tiles, dot, launch, narrow, place
+from weit_kernels.triton.tuning import tuned
 from weit_kernels.triton.weight_grads import weight_grads
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -16,8 +18,11 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
     """``x (M, in)`` → ``(M, out)``; ``T (N, p, q)`` and ``S (N, m, n)`` may have any strides."""
     (N, p, q), (_, m, n) = T.shape, S.shape
-    tiles = tiles_for(x, n, q, p, m, N)
-    return launch(_kernel, tiles, tiles.a, tiles.i, x, T, S, bias, out)
+
+    def run(tiles: Tiles) -> list[Tensor]:
+        return [launch(_kernel, tiles, tiles.a, tiles.i, x, T, S, bias, out)]
+
+    return run(tuned("templates_first", tiles_for(x, n, q, p, m, N), x, (N, m, n, p, q), run))[0]
 
 
 def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
@@ -26,6 +31,9 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
 
     dx = scalers_first.linear(dy, T.mT, S.mT, None, x.shape[1]) if need[0] else None
     return dx, *weight_grads(dy, x, T, S, need[1:])
+
+
+conv, conv_backward = conv_functions(linear, linear_backward)
 
 
 @triton.jit

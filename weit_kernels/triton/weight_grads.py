@@ -14,16 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weit_kernels.paths.blocks import GPU_BLOCK_BYTES
 from weit_kernels.triton.tiles import GradTiles, dot, grad_tiles, largest_sum, narrow, precision, programs
+from weit_kernels.triton.tuning import tuned
 
-# Partial sums of all programs together; the result is summed from them in a fixed order, so it is deterministic.
-PARTIAL_BYTES = 32 << 20
+Pair = tuple[Tensor | None, Tensor | None]
 
 
-def weight_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> tuple[Tensor | None, Tensor | None]:
+def weight_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Pair:
     """``dy (M, out)``, ``x (M, in)`` → ``dT (N, p, q)`` and ``dS (N, m, n)``; ``None`` where not needed.
 
-    ``T`` and ``S`` may have any strides. One launch, or one for each gradient where ``q`` or ``m`` exceeds a tile.
+    ``T`` and ``S`` may have any strides. One launch, or one for each gradient where ``q`` or ``m`` exceeds a tile;
+    the programs' partial sums are then added in a fixed order, so the result is deterministic.
     """
     want_T, want_S = need
     if not any(need):
@@ -31,22 +33,22 @@ def weight_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) 
     if x.shape[0] == 0:
         return (torch.zeros_like(T) if want_T else None), (torch.zeros_like(S) if want_S else None)
     (N, p, q), (_, m, n) = T.shape, S.shape
-    tiles = grad_tiles(n, q, p, m, N, x.element_size(), largest_sum(x))
-    if want_T and want_S and (q > tiles.k or m > tiles.i):
-        dT, _ = _launch(tiles, dy, x, T, S, True, False)
-        _, dS = _launch(tiles, dy, x, T, S, False, True)
-        return dT, dS
-    return _launch(tiles, dy, x, T, S, want_T, want_S)
+
+    def run(tiles: GradTiles) -> Pair:
+        if want_T and want_S and (q > tiles.k or m > tiles.i):
+            return _launch(tiles, dy, x, T, S, True, False)[0], _launch(tiles, dy, x, T, S, False, True)[1]
+        return _launch(tiles, dy, x, T, S, want_T, want_S)
+
+    guess = grad_tiles(n, q, p, m, N, x.element_size(), largest_sum(x))
+    return run(tuned("weight_grads", guess, x, (N, m, n, p, q, want_T, want_S), run))
 
 
-def _launch(
-    tiles: GradTiles, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, want_T: bool, want_S: bool
-) -> tuple[Tensor | None, Tensor | None]:
+def _launch(tiles: GradTiles, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, want_T: bool, want_S: bool) -> Pair:
     (N, p, q), (_, m, n), M = T.shape, S.shape, x.shape[0]
     a_blocks, j_blocks, t_blocks = triton.cdiv(p, tiles.a), triton.cdiv(n, tiles.j), triton.cdiv(N, tiles.t)
     blocks = a_blocks * j_blocks * t_blocks * (triton.cdiv(q, tiles.k) if want_T else triton.cdiv(m, tiles.i))
     held = 4 * N * ((j_blocks * p * q if want_T else 0) + (a_blocks * m * n if want_S else 0))
-    splits = max(1, min(programs(x) // blocks, PARTIAL_BYTES // held, triton.cdiv(M, tiles.tokens)))
+    splits = max(1, min(programs(x) // blocks, GPU_BLOCK_BYTES // held, triton.cdiv(M, tiles.tokens)))
 
     def partial(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float32)

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, compile
 
 from benchmarks.suite import load
 from weit_kernels.shapes import KronShape
-from weit_kernels.triton import scalers_first, templates_first, weight_grads
+from weit_kernels.triton import on_the_fly, scalers_first, synth, templates_first, weight_grads
 from weit_kernels.triton.few_rows import MOST_ROWS, few_rows_tiles
 from weit_kernels.triton.tiles import Tiles, forward_tiles, grad_tiles
 
@@ -57,6 +57,7 @@ def kernels(every: bool) -> Iterator[Kernel]:
         if every or suite.name in FEW:
             for dtype, itemsize in (("fp32", 4), ("16 bit", 2)) if every else (("16 bit", 2),):
                 yield from _linear(suite.name, suite.shape, suite.rows, suite.kind == "train", dtype, itemsize)
+                yield from _dense(suite.name, suite.shape, suite.rows, dtype, itemsize)
 
 
 def _linear(name: str, s: KronShape, rows: int, train: bool, dtype: str, itemsize: int) -> Iterator[Kernel]:
@@ -103,6 +104,28 @@ def _grads(
         )
 
 
+def _dense(name: str, s: KronShape, rows: int, dtype: str, itemsize: int) -> Iterator[Kernel]:
+    """The kernels that synthesise weights: tiles of them, a panel, and the panel's gradient."""
+    label = f"{name}, {dtype}"
+    fly = on_the_fly.fly_tiles(rows, s.p, s.q, s.N, itemsize)
+    constants = {
+        "BM": fly.rows, "BN": fly.out, "BK": fly.inn, "WHOLE": fly.whole, "UNROLLED": s.N if fly.unrolled else False,
+        "BIAS": True,
+    } | _unit_strides(True)  # fmt: skip
+    yield Kernel(
+        "on_the_fly", on_the_fly._kernel, label, constants, ("x", "T", "S", "bias", "y"), fly.warps, fly.stages
+    )
+    pairs, cols = s.m * s.n, s.p * s.q
+    plain = {"TAPS": 1, "INTERLEAVED": False} | _unit_strides(True)
+    for suffix, function, tiles, more in (
+        ("weight", synth._weight, synth.weight_tiles(pairs, cols, s.N, "block"), {}),
+        ("gradients", synth._gradients, synth.gradient_tiles(pairs, cols, s.N), {"WANT_T": True, "WANT_S": True}),
+    ):
+        constants = {"BR": tiles.rows, "BC": tiles.cols, "BT": tiles.t} | more | plain
+        pointers = ("T", "S", "W") if suffix == "weight" else ("T", "S", "dW", "dT", "dS")
+        yield Kernel(f"synth ({suffix})", function, label, constants, pointers, tiles.warps, tiles.stages)
+
+
 def _forward(name: str, function: Any, label: str, tiles: Tiles, pointers: tuple[str, ...], straight: bool) -> Kernel:
     constants = {
         "BM": tiles.tokens, "BJ": tiles.j, "BK": tiles.k, "BT": tiles.t, "BA": tiles.a, "BI": tiles.i, "BIAS": straight,
@@ -128,7 +151,7 @@ def build(kernel: Kernel, dtype: str, capability: int) -> dict[str, Any]:
         else "i32"
         for name in names
     }  # fmt: skip
-    ragged = {"M", "N", "splits", "n", "m"}
+    ragged = {"M", "N", "splits", "n", "m", "first", "last"}
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
@@ -174,11 +197,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# What the Triton kernels take",
         "",
         "Written by `python -m tests.weit_kernels.triton.compile_offline --all --table`: the tiles that",
-        f"`weit_kernels/triton` chooses for the suite's shapes, compiled by Triton {triton.__version__} for GPUs without one at hand. Registers",
-        "are those of one thread, shared memory is KiB of one program, spills are bytes. None of these numbers is a speed.",
+        "`weit_kernels/triton` chooses for the suite's shapes, compiled for GPUs without one at hand by Triton",
+        f"{triton.__version__}. Registers are those of one thread, shared memory is KiB of one program, spills are bytes.",
+        "None of these numbers is a speed.",
         "",
         "A product whose tile has fewer than 64 rows cannot use `wgmma` and takes `mma.sync`: the sum of `dS` where",
         "`n·N` is small, and the second product of a few rows.",
+        "",
+        "Products of float32 are sums of FMAs: their operands take registers as well as the sums, so a few of these tiles",
+        "spill, most of them before sm_90. 16-bit tiles spill on sm_80 where sixty-four columns of `dx` meet eight",
+        "templates and where one row takes many programs, on sm_100 where sixty-four scaler rows share a pass. None spills",
+        "on sm_90.",
         "",
         "| kernel | shape | dtype | GPU | tiles | warps | registers | shared | spills | matrix instruction |",
         "|---|---|---|---|---|--:|--:|--:|--:|---|",

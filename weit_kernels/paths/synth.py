@@ -1,0 +1,54 @@
+"""What makes a panel of ``W`` from its factors, and what brings a panel of ``W``'s gradient back to them.
+
+``weit_kernels.triton.synth`` has the same two functions; the loop over panels takes either.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weit_kernels.paths.blocks import blocks, widen, workspace
+
+# Axes of a weight, (m, p, n, q, taps) or (p, m, q, n, taps), in the order (m, n, p, q, taps) of its blocks.
+_TO_BLOCKS = {"block": (0, 2, 1, 3, 4), "interleaved": (1, 3, 0, 2, 4)}
+
+
+def weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str, scratch_bytes: int) -> Tensor:
+    """``W = Σ_t S_t ⊗ T_t``, cut to ``out`` rows and ``inn`` columns, in workspace memory.
+
+    ``T (N, p, q, *kernel)``, ``S (N, m, n)`` → ``(out, inn, *kernel)``; ``scratch_bytes`` bounds what is put in order
+    at a time.
+    """
+    N, p, q, *kernel = T.shape
+    _, m, n = S.shape
+    flat = T.reshape(N, -1)
+    taps = flat.shape[1] // (p * q)
+    panel = workspace("panel", T, *((m, p, n, q, taps) if layout == "block" else (p, m, q, n, taps)))
+    ordered = panel.permute(_TO_BLOCKS[layout])
+    for rows in blocks(m, n * flat.shape[1] * T.element_size(), scratch_bytes):
+        grid = workspace("block", T, (rows.stop - rows.start) * n, flat.shape[1])
+        torch.mm(S[:, rows].reshape(N, -1).t(), flat, out=grid)
+        ordered[rows] = grid.view(-1, n, p, q, taps)
+    return panel.view(m * p, n * q, *kernel)[:out, :inn]
+
+
+def add_gradients(
+    dweight: Tensor, T: Tensor, S: Tensor, dT: Tensor | None, dS: Tensor | None, layout: str, scratch_bytes: int
+) -> None:
+    """Add to ``dT`` and ``dS``, where present, what ``dweight (out, in, *kernel)`` contributes.
+
+    ``T (N, p, q, *kernel)`` and ``S (N, m, n)`` are the factors of this panel; ``dT`` and ``dS`` have their shapes.
+    """
+    N, p, q = T.shape[:3]
+    m, n = S.shape[1:]
+    dweight = widen(widen(dweight, n * q).transpose(0, 1), m * p).transpose(0, 1)
+    grid = (m, p, n, q, -1) if layout == "block" else (p, m, q, n, -1)
+    ordered, flat = dweight.reshape(grid).permute(_TO_BLOCKS[layout]), T.reshape(N, -1)
+    for rows in blocks(m, n * flat.shape[1] * T.element_size(), scratch_bytes):
+        piece = workspace("block", T, (rows.stop - rows.start) * n, flat.shape[1])
+        piece.view(ordered[rows].shape).copy_(ordered[rows])
+        if dT is not None:
+            dT += (S[:, rows].reshape(N, -1) @ piece).view(T.shape)
+        if dS is not None:
+            dS[:, rows] += (flat @ piece.t()).view(N, -1, n)

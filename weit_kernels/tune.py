@@ -1,0 +1,296 @@
+"""Timing of candidates, and a cache of the winners on disk.
+
+``WEIT_TUNE`` says how much is timed: ``0`` nothing, ``1`` (the default) the three candidates that the cost model likes
+most, ``full`` all that can run. Winners are kept in ``$WEIT_CACHE``, by default ``tune.json`` in ``weit`` in the user's
+cache folder. The file is plain JSON and may be copied to a machine with the same device and versions. What
+``weit_kernels/configs/*.json`` holds is read where the user's cache knows nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from weit_kernels._version import __version__
+from weit_kernels.shapes import check_choice
+
+MODES = ("0", "1", "full")
+FORMAT = 1
+ROUNDS = 9
+Results = Sequence[Tensor | None]
+SHIPPED = Path(__file__).parent / "configs"
+
+
+def mode() -> str:
+    """``WEIT_TUNE``: ``"0"``, ``"1"`` or ``"full"``; ``ValueError`` for anything else."""
+    value = os.environ.get("WEIT_TUNE") or "1"
+    check_choice("WEIT_TUNE", value, MODES)
+    return value
+
+
+def may_time(place: Tensor | torch.device) -> bool:
+    """Whether candidates may be run and timed on this tensor's device, now: a GPU, outside of tracing and capture."""
+    device = place.device if isinstance(place, Tensor) else place
+    return (
+        device.type == "cuda"
+        and mode() != "0"
+        and torch.cuda.is_available()
+        and not isinstance(place, FakeTensor)
+        and not torch.compiler.is_compiling()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def key(kind: str, device: torch.device, *parts: object) -> str:
+    """A key of the cache: what was tuned, the device and the versions it was tuned with, then the caller's parts."""
+    return " | ".join([kind, device_name(device), *_versions(), *map(str, parts)])
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """What the device calls itself; its type where torch cannot ask it."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "missing"
+    return f"torch {torch.__version__}", f"triton {triton}", f"weit {__version__}"
+
+
+def bucket(rows: int) -> int:
+    """Rows up to the next power of two share their tuning."""
+    return 1 << max(0, rows - 1).bit_length()
+
+
+def fastest(
+    candidates: Mapping[str, Callable[[], object]],
+    timer: Callable[[Callable[[], object]], float],
+    rounds: int = ROUNDS,
+) -> tuple[str, dict[str, float]]:
+    """Name of the candidate with the least median time, and all the medians.
+
+    The candidates take turns, so that a change of clocks hits all alike; each runs once untimed first. One that raises
+    is dropped with a warning that names it.
+
+    Raises:
+        RuntimeError: no candidate ran.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for taken in range(rounds + 1):
+        for name in list(times):
+            try:
+                if taken == 0:
+                    candidates[name]()
+                else:
+                    times[name].append(timer(candidates[name]))
+            except Exception as error:  # whatever a compiler, a driver or torch raises
+                dropped(name, one_line(error))
+                del times[name]
+    if not times:
+        raise RuntimeError(f"none of the candidates ran: {', '.join(candidates) or 'there were none'}")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return min(medians, key=medians.__getitem__), medians
+
+
+def contest(
+    key: str,
+    candidates: Mapping[str, Callable[[], Results]],
+    truth: Callable[[], Results],
+    timer: Callable[[Callable[[], object]], float] | None = None,
+) -> str:
+    """Time the candidates whose results agree with the plain path's, keep the timings under ``key``, name the winner.
+
+    A candidate that raises or disagrees is dropped with a warning; empty if none is left or the plain path cannot run.
+    """
+    try:
+        truths = truth()
+        agreeing = {}
+        for name, candidate in candidates.items():
+            if reason := _objection(candidate, truths):
+                dropped(name, reason)
+            else:
+                agreeing[name] = candidate
+        del truths
+        winner, seconds = fastest(agreeing, timer or cuda_timer)
+    except Exception as error:  # tuning is a convenience: out of memory, above all, must not stop the caller
+        _warn_once(f"weit: not tuned, {one_line(error)}: {key}")
+        return ""
+    cache().put(key, winner, seconds)
+    return winner
+
+
+def _objection(candidate: Callable[[], Results], truths: Results) -> str:
+    try:
+        return disagreement(candidate(), truths)
+    except Exception as error:  # as in fastest
+        return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def dropped(name: str, reason: str) -> None:
+    """Warn that a candidate will not be used."""
+    warnings.warn(f"weit: {name} is not used here: {reason}", RuntimeWarning, stacklevel=3)
+
+
+def cuda_timer(function: Callable[[], object]) -> float:
+    """Seconds that one call takes on the current stream, its launches included."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def disagreement(values: Results, truths: Results) -> str:
+    """Why results cannot stand in for the plain path's, as relative errors in norm; empty where they can."""
+    for index, (value, truth) in enumerate(zip(values, truths, strict=True)):
+        if truth is None or truth.numel() == 0:
+            continue
+        if value is None or value.shape != truth.shape or value.dtype != truth.dtype:
+            return f"result {index} has another shape or dtype"
+        scale = torch.linalg.vector_norm(truth, dtype=torch.promote_types(truth.dtype, torch.float32))
+        error = float(torch.linalg.vector_norm(value - truth, dtype=scale.dtype) / scale)
+        if not error <= tolerance(truth):  # NaN is no agreement
+            return f"result {index} differs by {error:.1e} in relative norm, {tolerance(truth):.1e} is allowed"
+    return ""
+
+
+def tolerance(like: Tensor) -> float:
+    """How far two paths may differ: each rounds one intermediate to the operands' dtype; float32 may run as tf32."""
+    if like.dtype == torch.float32 and like.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        return 4 * 2.0**-10
+    return torch.finfo(like.dtype).eps * (4 if like.itemsize == 2 else 256)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A winner, and the median seconds of everything that was timed against it."""
+
+    winner: str
+    seconds: dict[str, float]
+
+    @staticmethod
+    def checked(value: Any) -> Entry:
+        """An entry from JSON; ``ValueError`` where it is none."""
+        if not (isinstance(value, dict) and set(value) == {"winner", "seconds"} and isinstance(value["seconds"], dict)):
+            raise ValueError("an entry must have a winner and seconds")
+        winner, seconds = value["winner"], value["seconds"]
+        if not all(isinstance(s, (int, float)) and math.isfinite(s) and s >= 0 for s in seconds.values()):
+            raise ValueError("seconds must be finite numbers")
+        if not isinstance(winner, str) or winner not in seconds:
+            raise ValueError("the winner must be among what was timed")
+        return Entry(winner, {name: float(s) for name, s in seconds.items()})
+
+
+class Cache:
+    """Entries by key in one JSON file, which other processes read and write too, over read-only ``fallbacks``."""
+
+    def __init__(self, path: Path, fallbacks: Iterable[Path] = ()) -> None:
+        self.path = path
+        self._shipped: dict[str, Entry] = {}
+        for file in fallbacks:
+            self._shipped |= _read(file)
+        self._entries = _read(path)
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of ``key``, if there is one."""
+        return self._entries.get(key) or self._shipped.get(key)
+
+    def put(self, key: str, winner: str, seconds: Mapping[str, float]) -> None:
+        """Keep an entry, in this process and on disk, without losing what others wrote meanwhile.
+
+        A disk that cannot be written costs one warning: the entry then lasts as long as the process.
+        """
+        entry = Entry(winner, dict(seconds))
+        self._entries[key] = entry
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.path.with_name(self.path.name + ".lock")):
+                self._entries = {**self._entries, **_read(self.path), key: entry}
+                _write(self.path, self._entries)
+        except OSError as error:
+            _warn_once(f"weit: tuning results cannot be kept in {self.path}: {error}")
+
+
+def _read(path: Path) -> dict[str, Entry]:
+    """The entries of a file; none, with a warning, where it is damaged or not ours."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), dict):
+            raise ValueError(f"not a tuning cache of format {FORMAT}")
+        return {key: Entry.checked(value) for key, value in data["entries"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
+        _warn_once(f"weit: the tuning cache {path} is ignored: {error}")
+        return {}
+
+
+def _write(path: Path, entries: Mapping[str, Entry]) -> None:
+    text = json.dumps({"format": FORMAT, "entries": {k: asdict(e) for k, e in sorted(entries.items())}}, indent=1)
+    handle, beside = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; without one where the system has no ``flock``."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def cache() -> Cache:
+    """The cache of this process, for the ``WEIT_CACHE`` of the moment."""
+    given = os.environ.get("WEIT_CACHE")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return _cache(Path(given).expanduser() if given else folder / "weit" / "tune.json")
+
+
+@functools.cache
+def _cache(path: Path) -> Cache:
+    return Cache(path, sorted(SHIPPED.glob("*.json")))
