@@ -36,7 +36,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def _linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    x = x.contiguous()
+    x, bias = x.contiguous(), _dense(bias)
     return _module(_linear_request, _LinearCalls, x, T, S, out, args).linear(x, T, S, bias, out)
 
 
@@ -47,7 +47,7 @@ def _linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[boo
 
 
 def _conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    x, args = x.contiguous(), _hashable(args)
+    x, bias, args = x.contiguous(), _dense(bias), _hashable(args)
     return _module(_conv_request, _ConvCalls, x, T, S, out, args).conv(x, T, S, bias, out, ConvArgs(*args[:5]))
 
 
@@ -55,6 +55,11 @@ def _conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]
     x, args = x.contiguous(), _hashable(args)
     path = _module(_conv_request, _ConvCalls, x, T, S, out, args)
     return _present(x, path.conv_backward(dy.contiguous(), x, T, S, need, ConvArgs(*args[:5])))
+
+
+def _dense(bias: Tensor | None) -> Tensor | None:
+    """A bias whose numbers lie side by side, as the kernels read it."""
+    return None if bias is None else bias.contiguous()
 
 
 def _hashable(args: Sequence[Any]) -> tuple[Any, ...]:
@@ -79,6 +84,8 @@ def _conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Requ
 # What runs for sizes that were seen before: planning again would cost small layers more than their products.
 _CHOSEN: dict[Any, ModuleType] = {}
 _MOST_CHOSEN = 4096
+# Keys whose contest had no winner: it is not held again for every new number of rows.
+_UNTUNED: set[str] = set()
 
 
 def _module(
@@ -91,7 +98,8 @@ def _module(
         return chosen
     request = request_of(x, T, S, out, *args)
     plan = choose(request)
-    if not (request.forced or plan.tuned or request.rows == 0) and x.is_cuda and tune.mode() != "0":
+    settled = request.forced or plan.tuned or request.rows == 0 or request.key in _UNTUNED
+    if not settled and x.is_cuda and tune.mode() != "0":
         if not tune.may_time(x):
             return module(plan.path, plan.backend)  # decided for this call only: a later one may time
         plan = _tuned(request, plan, calls, x, T, S, out, args)
@@ -114,8 +122,10 @@ def _tuned(
         return plan
     runs = {c.name: partial(made, module(c.path, c.backend)) for c in near}
     plain = choose(replace(request, path="auto", backend="torch"))
-    winner = tune.contest(request.key, runs, partial(made, module(plain.path, "torch")))
-    return choose(request) if winner else plan
+    if tune.contest(request.key, runs, partial(made, module(plain.path, "torch"))):
+        return choose(request)
+    _UNTUNED.add(request.key)
+    return plan
 
 
 class _LinearCalls:
@@ -124,10 +134,12 @@ class _LinearCalls:
     def __init__(self, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...], train: bool) -> None:
         generator = torch.Generator(x.device).manual_seed(0)  # the user's own stream of numbers stays as it is
 
-        def drawn(like: Tensor) -> Tensor:
-            return torch.empty_like(like).normal_(generator=generator)
+        def drawn(like: Tensor, terms: int = 1) -> Tensor:
+            """Scaled so that a sum of so many terms stays near 1: gradients must not overflow float16."""
+            return torch.empty_like(like).normal_(std=terms**-0.5, generator=generator)
 
-        self.x, self.T, self.S, self.out, self.args, self.train = drawn(x), drawn(T), drawn(S), out, args, train
+        self.x, self.T, self.S = drawn(x), drawn(T, x.shape[1] * T[0, 0, 0].numel()), drawn(S, S.shape[0])
+        self.out, self.args, self.train = out, args, train
         self.dy: Tensor | None = None
         self.drawn = drawn
 
@@ -136,7 +148,7 @@ class _LinearCalls:
         if not self.train:
             return [y]
         if self.dy is None:
-            self.dy = self.drawn(y)
+            self.dy = self.drawn(y, max(1, y.numel() // self.out))
         return [y, *self.backward(path, self.dy)]
 
     def forward(self, path: ModuleType) -> Tensor:

@@ -11,7 +11,7 @@ from weit_kernels import tune
 from weit_kernels.backends import pairs, require_runnable, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
-from weit_kernels.rates import rates_for
+from weit_kernels.rates import GpuRates, Rates, rates_for
 from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape
 
 NEAREST = 3  # how many candidates WEIT_TUNE=1 times
@@ -44,7 +44,7 @@ class Request:
     @property
     def key(self) -> str:
         """The key of the timings of this request: rows count by powers of two."""
-        s, tf32 = self.shape, self.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        s, tf32 = self.shape, self.dtype == torch.float32 and tune.allows_tf32()
         sizes = f"N {s.N} m {s.m} n {s.n} p {s.p} q {s.q} out {s.out_features} in {s.in_features}"
         conv = f"kernel {s.kernel} groups {self.groups} pointwise {self.pointwise}" if s.kernel else "linear"
         rows = f"rows {tune.bucket(self.rows)}"
@@ -211,12 +211,15 @@ def cost(request: Request, path: str, phase: str) -> Cost:
     return Cost([tiles, product, *panel.products[2:]], panel.copied, panel.blocks, panel.workspace)
 
 
-@lru_cache(maxsize=4096)
 def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
     """Every path on every backend, the fastest by prediction first, and the name of the rates."""
-    r = request
-    rates = rates_for(r.device, r.dtype)
-    found = []
+    rates = rates_for(request.device, request.dtype)  # may change: a GPU is measured as soon as it may be
+    return _estimates(request, rates), rates.name
+
+
+@lru_cache(maxsize=4096)
+def _estimates(request: Request, rates: Rates | GpuRates) -> tuple[Candidate, ...]:
+    r, found = request, []
     for path, backend in pairs():
         reason = why_not(
             path, backend, r.device.type, r.dtype, kernel=r.shape.kernel, groups=r.groups, pointwise=r.pointwise
@@ -244,7 +247,7 @@ def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
                 unproven=_unproven(backend, r.device.type),
             )
         )
-    return tuple(sorted(found, key=lambda c: c.seconds)), rates.name
+    return tuple(sorted(found, key=lambda c: c.seconds))
 
 
 def _fused(path: str, backend: str, phase: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,15 +99,16 @@ class DataSheet:
             return GpuRates(name, self.half, self.bandwidth)
         if dtype == torch.float64:
             return GpuRates(name, self.single / 2, self.bandwidth)
-        return GpuRates(name, self.tf32 if torch.backends.cuda.matmul.allow_tf32 else self.single, self.bandwidth)
+        return GpuRates(name, self.tf32 if tune.allows_tf32() else self.single, self.bandwidth)
 
 
-# From the vendor's data sheets, without sparsity; none of it measured. The first name that the device's contains counts.
+# From the vendor's data sheets, without sparsity; none of it measured. The first that the device's name holds counts.
 DATA_SHEETS = {
     "A100": DataSheet(312e12, 156e12, 19.5e12, 2.0e12),
     "H100 PCIe": DataSheet(756e12, 378e12, 51e12, 2.0e12),
     "H100": DataSheet(989e12, 494e12, 67e12, 3.35e12),
     "H200": DataSheet(989e12, 494e12, 67e12, 4.8e12),
+    "GB200": DataSheet(2250e12, 1125e12, 75e12, 8.0e12),
     "B200": DataSheet(2250e12, 1125e12, 75e12, 8.0e12),
     "RTX 4090": DataSheet(165e12, 82.6e12, 82.6e12, 1.008e12),
 }
@@ -120,7 +122,7 @@ def rates_for(device: torch.device, dtype: torch.dtype) -> Rates | GpuRates:
         return CPU if dtype == torch.float32 else CPU_16_BIT
     name = tune.device_name(device)
     for known, sheet in DATA_SHEETS.items():
-        if known in name:
+        if re.search(rf"\b{known}\b", name) and "Laptop" not in name:
             return sheet.rates(f"{known}, data sheet", dtype)
     return measured(device, dtype) or DATA_SHEETS["H100"].rates("unknown GPU, taken for an H100, data sheet", dtype)
 
@@ -130,12 +132,18 @@ def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:
 
     ``None`` where nothing is kept and nothing may be timed.
     """
-    key = tune.key("rates", device, dtype, f"tf32 {torch.backends.cuda.matmul.allow_tf32}")
+    key = tune.key("rates", device, dtype, f"tf32 {tune.allows_tf32()}")
     entry = tune.cache().get(key)
     if entry and entry.seconds.get("product") and entry.seconds.get("copy"):
         seconds = entry.seconds
     elif tune.may_time(device):
-        seconds = _time_product_and_copy(device, dtype)
+        try:
+            with torch.cuda.device(device):
+                seconds = _time_product_and_copy(device, dtype)
+        except RuntimeError:  # out of memory above all: planning must not stop the caller
+            return None
+        if seconds.keys() != {"product", "copy"}:
+            return None
         tune.cache().put(key, "product", seconds)
     else:
         return None

@@ -67,7 +67,8 @@ class Operands:
             return (torch.randn(size, device=device) * std).to(dtype)
 
         self.x = randn(*((suite.batch, s.in_features, *suite.size) if conv else (suite.rows, s.in_features)))
-        self.dy = randn(*((suite.batch, s.out_features, *suite.size) if conv else (suite.rows, s.out_features)))
+        size = (suite.batch, s.out_features, *suite.size) if conv else (suite.rows, s.out_features)
+        self.dy = randn(*size, std=suite.rows**-0.5)  # sums over rows must not overflow float16
         if channels_last:
             self.x, self.dy = (t.contiguous(memory_format=torch.channels_last) for t in (self.x, self.dy))
         self.T = randn(s.N, s.p, s.q, *s.kernel)

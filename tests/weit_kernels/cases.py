@@ -89,7 +89,7 @@ def assert_as_good_as_dense(
     """
     exact_inputs = [t.double() for t in operands]
     grad = torch.randn(dense(*exact_inputs).shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    grad = grad.to(operands[0].dtype)
+    grad = grad.to(operands[0])
 
     def run(f: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
         leaves = [t.detach().clone().requires_grad_() for t in inputs]

@@ -100,3 +100,16 @@ def test_gradient_of_the_dense_weight() -> None:
     through_operator = torch.autograd.grad(kron_linear(x, T, S, **sizes).square().sum(), factors)
     for a, c in zip(through_operator, through_weight, strict=True):
         assert relative_error(a, c) < 1e-13
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("path", [*PATHS, "on_the_fly"])
+def test_bias_of_any_stride(path: str, layout: str) -> None:
+    case = Case("bias", (5,), 2, 3, 4, 6, 7)
+    backend = "triton" if path == "on_the_fly" else "auto"
+    if backend == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+    x, T, S, b = case.operands(torch.float32)
+    for bias in (torch.stack([b, b, b], 1)[:, 1], b[:1].expand(len(b))):
+        y = kron_linear(x, T, S, bias, layout=layout, path=path, backend=backend)
+        assert relative_error(y, reference_linear(case, layout)(x, T, S, bias)) < 1e-5

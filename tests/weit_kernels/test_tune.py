@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -428,6 +429,7 @@ def test_an_unknown_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "unknown GPU" in rates.rates_for(GPU, torch.float32).name
     timed = []
     monkeypatch.setattr(tune, "may_time", lambda place: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(
         rates, "_time_product_and_copy", lambda *args: timed.append(args) or {"product": 0.5, "copy": 0.25}
     )

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weit_kernels import tune
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -100,8 +102,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def largest_sum(x: Tensor) -> int:
-    """``most`` for ``grad_tiles``: before sm_90 operands take registers too, and a larger sum would spill."""
-    return 16384 if not x.is_cuda or _capability(x.device) >= (9, 0) else 4096
+    """``most`` for ``grad_tiles``: but on sm_90 and sm_100 operands take registers too, and a larger sum would spill."""
+    return 16384 if not x.is_cuda or _capability(x.device)[0] in (9, 10) else 4096
 
 
 def launch(
@@ -128,7 +130,7 @@ def precision(x: Tensor) -> str:
     if not x.is_cuda:
         # Triton's interpreter would multiply the bit patterns of bfloat16; its products are exact in float32.
         return "wide" if x.dtype == torch.bfloat16 else "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if tune.allows_tf32() else "ieee"
 
 
 @triton.jit

@@ -8,7 +8,6 @@ from dataclasses import astuple, fields, replace
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from weit_kernels import tune
@@ -33,7 +32,7 @@ def tuned(
     if not x.is_cuda:
         return guess
     rows = tune.bucket(x.shape[0])
-    at = (kernel, x.device, rows, x.dtype, torch.backends.cuda.matmul.allow_tf32, sizes)
+    at = (kernel, x.device, rows, x.dtype, tune.allows_tf32(), sizes)
     if at in _CHOSEN:
         return _CHOSEN[at]  # type: ignore[return-value]
     timing = tune.mode() == "full"

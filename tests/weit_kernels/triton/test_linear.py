@@ -95,6 +95,8 @@ def test_gradients_are_the_same_in_every_run() -> None:
 @pytest.mark.parametrize("module", [templates_first, scalers_first], ids=PATHS)
 def test_offsets_beyond_32_bits(module) -> None:
     """Rows 2**28 numbers apart, so that the last lie beyond 2**31; only what is touched takes memory."""
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("on a GPU all 10 GB are taken, and another worker may take as much")
     rows, features, stride = 10, 8, 1 << 28
     T, S = torch.randn(2, 4, 4, device=DEVICE), torch.randn(2, 2, 2, device=DEVICE)
     far_x = torch.empty_strided((rows, features), (stride, 1), dtype=torch.float16, device=DEVICE)
