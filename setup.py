@@ -2,6 +2,7 @@
 
 WEIT_SKIP_BUILD=1                never build it
 WEIT_FORCE_BUILD=1               a build that is impossible or fails is an error instead of one line of notice
+WEIT_SANITIZE=address,undefined  build with GCC's sanitizers, to run the tests under
 MAX_JOBS, TORCH_CUDA_ARCH_LIST   honoured, as in torch.utils.cpp_extension
 """
 
@@ -47,6 +48,12 @@ def why_no_cuda(torch: Any, cuda_home: str | None) -> str | None:
     return None
 
 
+def openmp(torch_lib: Path) -> list[str]:
+    """Linker flags for the OpenMP library that torch itself runs on; a second copy would be a second pool of threads."""
+    bundled = sorted(torch_lib.glob("libgomp*.so*"))
+    return [str(bundled[0])] if bundled else ["-fopenmp"]
+
+
 def extension() -> dict[str, Any]:
     """Arguments to ``setup`` that build the extension, or none of them where it cannot be built."""
     if SKIP and FORCE:
@@ -82,13 +89,19 @@ def extension() -> dict[str, Any]:
                     raise
                 skip(f"the build failed: {str(error).splitlines()[0]}")
 
+    # No -march: csrc/cpu holds kernels for several instruction sets and picks one when it runs.
+    flags, links = ["-O3", "-fopenmp"], openmp(Path(torch.__file__).parent / "lib")
+    if sanitizers := os.environ.get("WEIT_SANITIZE"):
+        flags += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer"]
+        links += [f"-fsanitize={sanitizers}"]
     module = kind(
         "weit_kernels._C",
         sorted(map(str, sources)),
         include_dirs=[str(csrc.resolve())],
         define_macros=macros,
         depends=sorted(str(header) for header in csrc.rglob("*.[hc]*")),
-        extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
+        extra_link_args=links,
         optional=True,  # a module that was not built is not installed either; FORCE raised before
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}

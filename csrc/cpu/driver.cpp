@@ -1,0 +1,181 @@
+#include "driver.h"
+
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+namespace weit {
+namespace {
+
+// Bytes that one block of tokens may take in a core's own cache, beside the templates that stream through it.
+constexpr int64_t kBlockBytes = 640 << 10;
+// Multiply-adds below which waking another core costs more than it brings (about 10 us of one core).
+constexpr int64_t kLeastWork = 400'000;
+// Parts of a sum over tokens when the result must not depend on the number of threads.
+constexpr int64_t kFixedParts = 8;
+
+// Memory that grows to the largest call of its thread and stays: a fresh allocation of some MiB costs page faults.
+class Buffer {
+ public:
+  void *get(int64_t size) {
+    if (size > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(std::aligned_alloc(64, ceil_div(size, 64) * 64));
+      if (!memory_) throw std::bad_alloc();
+      size_ = size;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(void *p) const { std::free(p); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  int64_t size_ = 0;
+};
+
+struct InstructionSet {
+  const char *name;
+  const Kernels &(*kernels)(Element);
+};
+
+#ifdef __x86_64__
+const Kernels &with_bf16(Element element) {
+  return element == kBFloat16 ? avx512_bf16_kernels() : avx512_kernels(element);
+}
+#endif
+
+std::vector<InstructionSet> supported() {
+  std::vector<InstructionSet> sets;
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) sets.push_back({"avx512_bf16", with_bf16});
+  if (avx512) sets.push_back({"avx512", avx512_kernels});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back({"avx2", avx2_kernels});
+#endif
+  sets.push_back({"generic", generic_kernels});
+  return sets;
+}
+
+const std::vector<InstructionSet> &all_sets() {
+  static const std::vector<InstructionSet> sets = supported();
+  return sets;
+}
+
+const InstructionSet *&in_use() {
+  static const InstructionSet *set = &all_sets().front();
+  return set;
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+Range share(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
+
+template <class F>
+void parallel(int64_t count, const F &f) {
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i);
+  });
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet &set : all_sets()) names.emplace_back(set.name);
+  return names;
+}
+
+std::string instruction_set() { return in_use()->name; }
+
+void use_instruction_set(const std::string &name) {
+  for (const InstructionSet &set : all_sets()) {
+    if (name == set.name) {
+      in_use() = &set;
+      return;
+    }
+  }
+  TORCH_CHECK_VALUE(false, "instruction set must be one that this machine has, got ", name);
+}
+
+void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS) {
+  thread_local Buffer packed, factors, sums;
+  const Kernels &kernels = in_use()->kernels(element);
+  const int64_t a_panels = ceil_div(job.p, kernels.width), k_panels = ceil_div(job.q, kernels.width);
+  job.dT = dT != nullptr, job.dS = dS != nullptr;
+  const bool reads_Z = job.y || job.dS, sums_up = job.dT || job.dS;
+
+  // Blocks: as many tokens as fit, the templates packed elsewhere.
+  job.packed_Z = reads_Z ? &job : nullptr;
+  job.packed_dx = job.dx ? &job : nullptr;
+  const int64_t per_token = ceil_div(kernels.block_size(job, 64) - kernels.block_size(job, 0), 64);
+  const int64_t most = std::max<int64_t>(1, kBlockBytes / per_token);
+
+  const int64_t products = (reads_Z ? 1 : 0) + (job.dx ? 1 : 0) + (job.dT ? 1 : 0);
+  const int64_t work = job.M * job.n * job.q * job.N * job.p * std::max<int64_t>(1, products);
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(1, work / kLeastWork));
+  // Few tokens: cores share out the result's columns, and each packs the templates that it needs where it needs them.
+  const int64_t panels = job.y ? a_panels : k_panels;
+  const bool by_columns = !sums_up && job.M <= most && (threads == 1 || panels >= threads || job.M < threads);
+  int64_t parts = std::min(threads, job.M);
+  if (by_columns) parts = std::min(threads, panels);
+  if (sums_up && deterministic) parts = std::min(kFixedParts, job.M);
+  const int64_t longest = by_columns ? job.M : ceil_div(job.M, parts);
+  job.block = ceil_div(longest, ceil_div(longest, most));
+
+  const int64_t S_size = ceil_div(job.N * job.m * job.n * kernels.sum_size, 64) * 64;
+  char *room = static_cast<char *>(factors.get(2 * S_size + job.N * job.n * int64_t(sizeof(int64_t))));
+  job.S_mix = job.y ? room : nullptr;
+  job.S_unmix = job.dx || job.dT ? room + S_size : nullptr;
+  job.rows = reinterpret_cast<int64_t *>(room + 2 * S_size);
+  kernels.pack_S(job);
+
+  if (by_columns) {
+    job.packed_Z = job.packed_dx = nullptr;
+  } else {
+    const int64_t Z_size = reads_Z ? ceil_div(kernels.packed_Z_size(job), 64) * 64 : 0;
+    char *templates = static_cast<char *>(packed.get(Z_size + (job.dx ? kernels.packed_dx_size(job) : 0)));
+    job.packed_Z = reads_Z ? templates : nullptr;
+    job.packed_dx = job.dx ? templates + Z_size : nullptr;
+    if (reads_Z || job.dx) parallel(job.N * a_panels, [&](int64_t i) { kernels.pack_T(job, i % job.N, i / job.N); });
+  }
+
+  const int64_t dT_size = job.dT ? a_panels * job.N * job.q * kernels.width * kernels.sum_size : 0;
+  const int64_t dS_size = job.dS ? job.m * job.N * job.n * kernels.sum_size : 0;
+  char *dT_sums = static_cast<char *>(sums.get(parts * (dT_size + dS_size)));
+  char *dS_sums = dT_sums + parts * dT_size;
+  parallel(parts, [&](int64_t i) {
+    thread_local Buffer scratch;
+    Part part{0, job.M, 0, a_panels, 0, k_panels, dT_sums + i * dT_size, dS_sums + i * dS_size, nullptr};
+    if (by_columns && job.y) {
+      part.a0 = share(a_panels, parts, i).begin, part.a1 = share(a_panels, parts, i).end;
+    } else if (by_columns) {
+      part.k0 = share(k_panels, parts, i).begin, part.k1 = share(k_panels, parts, i).end;
+    } else {
+      part.b0 = share(job.M, parts, i).begin, part.b1 = share(job.M, parts, i).end;
+    }
+    if (dT_size) std::memset(part.dT, 0, dT_size);
+    if (dS_size) std::memset(part.dS, 0, dS_size);
+    part.scratch = scratch.get(kernels.block_size(job, job.block));
+    kernels.run(job, part);
+  });
+  if (dT) {
+    parallel(job.N * a_panels, [&](int64_t i) {
+      kernels.finish_dT(job, dT_sums, parts, i % job.N, i / job.N, dT);
+    });
+  }
+  if (dS) kernels.finish_dS(job, dS_sums, parts, dS);
+}
+
+}  // namespace weit

@@ -1,0 +1,125 @@
+// Between the caller's row-major tensors and panels: copies, edges, element types.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "tiles.h"
+
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float widened(BFloat16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+inline float widened(float v) { return v; }
+inline double widened(double v) { return v; }
+
+inline void narrow(float v, float &to) { to = v; }
+inline void narrow(double v, double &to) { to = v; }
+inline void narrow(BFloat16 v, BFloat16 &to) { to = v; }
+inline void narrow(BFloat16 v, float &to) { to = widened(v); }
+inline void narrow(float v, BFloat16 &to) {  // to the nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to.bits = (bits & 0x7fffffff) > 0x7f800000 ? uint16_t((bits >> 16) | 0x40) : uint16_t(rounded);
+}
+
+inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value < most ? value : most; }
+
+// One panel row of WIDTH columns from `valid` numbers in memory, zeros behind them.
+template <int WIDTH, class From, class To>
+inline void pack_row(const From *from, int64_t valid, To *to) {
+  if (valid == WIDTH) {
+    for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
+    return;
+  }
+  for (int64_t c = 0; c < valid; ++c) narrow(from[c], to[c]);
+  memset(to + valid, 0, (WIDTH - valid) * sizeof(To));
+}
+
+// `valid` numbers of one panel row back to memory, with a bias where there is one.
+template <int WIDTH, class From, class To>
+inline void store_row(const From *from, const To *bias, int64_t valid, To *to) {
+  if (valid == WIDTH && !bias) {
+    for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
+  } else if (valid == WIDTH) {
+    for (int c = 0; c < WIDTH; ++c) narrow(from[c] + widened(bias[c]), to[c]);
+  } else {
+    for (int64_t c = 0; c < valid; ++c) narrow(bias ? from[c] + widened(bias[c]) : from[c], to[c]);
+  }
+}
+
+// Four rows of four become four columns of four, in registers.
+template <class E>
+inline void transpose_4x4(const E *from, int64_t from_row, E *to, int64_t to_row) {
+  typedef E V __attribute__((vector_size(4 * sizeof(E))));
+  V r0, r1, r2, r3;
+  memcpy(&r0, from, sizeof(V));
+  memcpy(&r1, from + from_row, sizeof(V));
+  memcpy(&r2, from + 2 * from_row, sizeof(V));
+  memcpy(&r3, from + 3 * from_row, sizeof(V));
+  const V a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+  const V c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5), d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+  r0 = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+  r1 = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+  r2 = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+  r3 = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  memcpy(to, &r0, sizeof(V));
+  memcpy(to + to_row, &r1, sizeof(V));
+  memcpy(to + 2 * to_row, &r2, sizeof(V));
+  memcpy(to + 3 * to_row, &r3, sizeof(V));
+}
+
+// A panel of `rows` rows whose columns are rows in memory, `column` apart: `valid` of them.
+template <int WIDTH, class E>
+inline void pack_transposed(const E *from, int64_t column, int64_t rows, int64_t valid, E *to) {
+  int64_t c = 0;
+  for (; c + 4 <= valid; c += 4) {
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) transpose_4x4(from + c * column + r, column, to + r * WIDTH + c, WIDTH);
+    for (; r < rows; ++r) {
+      for (int k = 0; k < 4; ++k) to[r * WIDTH + c + k] = from[(c + k) * column + r];
+    }
+  }
+  for (; c < WIDTH; ++c) {
+    for (int64_t r = 0; r < rows; ++r) to[r * WIDTH + c] = c < valid ? from[c * column + r] : E{};
+  }
+}
+
+// A panel of any matrix, one stride of which is 1.
+template <int WIDTH, class E, class To>
+inline void pack_panel(const E *from, int64_t row, int64_t column, int64_t rows, int64_t valid, To *to) {
+  if constexpr (sizeof(E) == sizeof(To) && !__is_class(E)) {
+    if (row == 1 && column != 1) return pack_transposed<WIDTH>(from, column, rows, valid, to);
+  }
+  for (int64_t r = 0; r < rows; ++r, to += WIDTH) {
+    if (column == 1) {
+      pack_row<WIDTH>(from + r * row, valid, to);
+      continue;
+    }
+    for (int64_t c = 0; c < valid; ++c) narrow(from[r * row + c * column], to[c]);
+    memset(to + valid, 0, (WIDTH - valid) * sizeof(To));
+  }
+}
+
+// Rows 2r and 2r + 1 interleaved, which is how hardware that adds pairs of 16-bit products reads its right operand;
+// a row of zeros stands in for one that is missing.
+template <int WIDTH>
+inline void pair_rows(const BFloat16 *from, int64_t rows, BFloat16 *to) {
+  for (int64_t r = 0; r < rows; r += 2, from += 2 * WIDTH, to += 2 * WIDTH) {
+    for (int c = 0; c < WIDTH; ++c) {
+      to[2 * c] = from[c];
+      to[2 * c + 1].bits = r + 1 < rows ? from[WIDTH + c].bits : 0;
+    }
+  }
+}
+
+}  // namespace

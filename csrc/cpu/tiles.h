@@ -1,0 +1,155 @@
+// Register tiles of matrix products, for the instruction set that the including file chose (LANE_BYTES, MAX_ROWS).
+//
+// Every operand is in panels: `kWidth` columns wide (two vectors), rows one after the other, columns that the matrix
+// lacks are zero. A panel is at once the right operand of a product over its rows (vectors along the columns) and the
+// left operand of a product over its columns (single numbers, at constant offsets from one pointer), so nothing is
+// ever transposed between two products.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace {
+
+template <class A>
+struct Vector {
+  typedef A type __attribute__((vector_size(LANE_BYTES), may_alias));
+};
+
+// How one step of a product multiplies: a `Word` of the left operand, broadcast, with a vector of the right one.
+template <class A>
+struct MultiplyAdd {
+  using Element = A;  // what panels of operands hold
+  using Word = A;
+  using Sum = A;
+  using V = typename Vector<A>::type;
+  static constexpr int kPack = 1;  // elements a word
+  static constexpr int kLanes = LANE_BYTES / sizeof(A);
+  static inline V step(V sum, Word a, const Word *b) { return sum + a * *reinterpret_cast<const V *>(b); }
+};
+
+template <class Op, int ROWS>
+inline void store_tile(const typename Op::V (&sum)[ROWS][2], typename Op::Sum *c, const int64_t *rows, bool add) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    auto *row = reinterpret_cast<typename Op::V *>(c + (rows ? rows[r] : r) * 2 * Op::kLanes);
+    row[0] = add ? row[0] + sum[r][0] : sum[r][0];  // added last: a long chain would round at the total's size
+    row[1] = add ? row[1] + sum[r][1] : sum[r][1];
+  }
+}
+
+// Steps over `length` words of the left operand (STEP apart, its rows ROW apart) and panel rows of the right operand.
+template <class Op, int ROWS>
+inline void accumulate(
+    typename Op::V (&sum)[ROWS][2], const typename Op::Word *a, int64_t row, int64_t step, const typename Op::Word *b,
+    int64_t length) {
+  constexpr int kLanes = Op::kLanes;
+  for (int64_t l = 0; l < length; ++l, a += step, b += 2 * kLanes) {
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const typename Op::Word left = a[r * row];
+      sum[r][0] = Op::step(sum[r][0], left, b);
+      sum[r][1] = Op::step(sum[r][1], left, b + kLanes);
+    }
+  }
+}
+
+// Where the right operand lies: `count` stretches of `length` panel rows, `stride` words apart, the last one shorter.
+struct Stretches {
+  int64_t count, length, last, stride;
+};
+
+// c[rows] (+)= A B with A in panels (one a stretch, `a_stride` words apart): the inner axis runs along A's columns.
+template <class Op, int ROWS>
+void along_tile(
+    const typename Op::Word *a, int64_t a_stride, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const int64_t *rows, bool add) {
+  typename Op::V sum[ROWS][2] = {};
+  constexpr int64_t kRow = 2 * Op::kLanes / Op::kPack;
+  for (int64_t i = 0; i < s.count; ++i)
+    accumulate<Op, ROWS>(sum, a + i * a_stride, kRow, 1, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
+  store_tile<Op, ROWS>(sum, c, rows, add);
+}
+
+// c[rows] (+)= A^T B: the inner axis runs down A's rows, `a_stride` words apart, through all stretches.
+template <class Op, int ROWS>
+void down_tile(
+    const typename Op::Word *a, int64_t a_stride, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const int64_t *rows, bool add) {
+  typename Op::V sum[ROWS][2] = {};
+  for (int64_t i = 0; i < s.count; ++i, a += s.length * a_stride)
+    accumulate<Op, ROWS>(sum, a, 1, a_stride, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
+  store_tile<Op, ROWS>(sum, c, rows, add);
+}
+
+template <class Op>
+using Tile = void (*)(
+    const typename Op::Word *, int64_t, const typename Op::Word *, Stretches, typename Op::Sum *, const int64_t *,
+    bool);
+
+template <class Op, bool DOWN, int ROWS>
+struct Tiles : Tiles<Op, DOWN, ROWS - 1> {
+  constexpr Tiles() { this->of[ROWS] = DOWN ? down_tile<Op, ROWS> : along_tile<Op, ROWS>; }
+};
+template <class Op, bool DOWN>
+struct Tiles<Op, DOWN, 0> {
+  Tile<Op> of[MAX_ROWS + 1] = {};
+};
+template <class Op, bool DOWN>
+constexpr Tiles<Op, DOWN, MAX_ROWS> kTiles{};
+
+// All rows of a product, in tiles of nearly equal height. `rows[r]` is the panel row of c where row r goes; null: r.
+template <class Op, bool DOWN>
+void product(
+    const typename Op::Word *a, int64_t a_stride, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const int64_t *rows, int64_t count, bool add) {
+  const int64_t a_row = DOWN ? 1 : 2 * Op::kLanes / Op::kPack;
+  for (int64_t r = 0, left = (count + MAX_ROWS - 1) / MAX_ROWS; left > 0; --left) {
+    const int64_t height = (count - r + left - 1) / left;
+    const auto tile = kTiles<Op, DOWN>.of[height];
+    if (rows)
+      tile(a + r * a_row, a_stride, b, s, c, rows + r, add);
+    else
+      tile(a + r * a_row, a_stride, b, s, c + r * 2 * Op::kLanes, nullptr, add);
+    r += height;
+  }
+}
+
+// d[i][c] += sum over tokens and columns of dy[b,i,:] z[b,c,:]. Lanes keep partial sums; they meet once a tile.
+template <class Op>
+void dots(
+    const typename Op::Sum *dy, int64_t m, const typename Op::Sum *z, const int64_t *rows, int64_t columns,
+    int64_t z_token, int64_t tokens, typename Op::Sum *d) {
+  using V = typename Op::V;
+  constexpr int kWidth = 2 * Op::kLanes, kI = DOT_ROWS, kC = DOT_COLUMNS;
+  for (int64_t c0 = 0; c0 < columns; c0 += kC) {
+    for (int64_t i0 = 0; i0 < m; i0 += kI) {
+      const typename Op::Sum *left[kI], *right[kC];  // past the edge: the last one again, result dropped
+      for (int i = 0; i < kI; ++i) left[i] = dy + (i0 + i < m ? i0 + i : m - 1) * kWidth;
+      for (int c = 0; c < kC; ++c) right[c] = z + rows[c0 + c < columns ? c0 + c : columns - 1] * kWidth;
+      V sum[kI][kC] = {};
+      for (int64_t b = 0; b < tokens; ++b) {
+        for (int v = 0; v < kWidth; v += Op::kLanes) {
+          V l[kI];
+#pragma GCC unroll 16
+          for (int i = 0; i < kI; ++i) l[i] = *reinterpret_cast<const V *>(left[i] + b * m * kWidth + v);
+#pragma GCC unroll 16
+          for (int c = 0; c < kC; ++c) {
+            const V r = *reinterpret_cast<const V *>(right[c] + b * z_token + v);
+#pragma GCC unroll 16
+            for (int i = 0; i < kI; ++i) sum[i][c] += l[i] * r;
+          }
+        }
+      }
+      for (int i = 0; i < kI && i0 + i < m; ++i) {
+        for (int c = 0; c < kC && c0 + c < columns; ++c) {
+          typename Op::Sum total = 0;
+          for (int lane = 0; lane < Op::kLanes; ++lane) total += sum[i][c][lane];
+          d[(i0 + i) * columns + c0 + c] += total;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
