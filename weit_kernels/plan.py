@@ -103,7 +103,7 @@ class Plan:
         """A printable table of every path that was considered and why this one won."""
         lines = [
             self.title + ("; chosen by timing" if self.tuned else ""),
-            f"{'path':<18}{'backend':<9}{'ops/dense':>10}{'MB moved':>10}{'workspace':>12}  predicted",
+            f"{'path':<18}{'backend':<9}{'ops/dense':>10}{'MB moved':>10}{'workspace':>12}      predicted",
         ]
         for c in self.candidates:
             head = f"{c.path:<18}{c.backend:<9}"
@@ -111,7 +111,7 @@ class Plan:
                 lines.append(f"{head} cannot run: {c.reason}")
                 continue
             line = f"{head}{c.flops / max(1, self.dense_flops):>10.3f}{c.bytes / 1e6:>10.1f}"
-            line += f"{c.workspace_bytes / 2**20:>8.1f} MiB{c.seconds * 1e3:>8.3f} ms"
+            line += f"{c.workspace_bytes / 2**20:>8.1f} MiB {c.seconds * 1e3:>10.3f} ms"
             if c.timed is not None:
                 line += f"  timed {c.timed * 1e3:.3f} ms"
             if (c.path, c.backend) == (self.path, self.backend):
@@ -271,7 +271,7 @@ def _unproven(backend: str, device_type: str) -> str:
     if backend == "torch":
         return ""
     if backend == "triton" and device_type == "cuda":
-        return "not timed here yet; without WEIT_TUNE=0 the first call does it"
+        return "not timed here yet; the first call on the GPU does it unless WEIT_TUNE=0"
     if backend == "triton":
         return "Triton's interpreter is for tests: ask for backend='triton'"
     return f"not measured against plain torch yet: ask for backend='{backend}'"

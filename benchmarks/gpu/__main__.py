@@ -40,6 +40,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             f"torch {torch.__version__} sees no CUDA device; GPU_PYTHON=... names another Python to make, "
             "and --device cpu --quick tries the script without a GPU"
         )
+    if args.device == "cpu" and not args.quick:
+        parser.error(
+            "--device cpu tries the script and needs --quick: all of it installs the package and takes minutes"
+        )
     if args.minutes <= 0:
         parser.error(f"--minutes must be more than 0, got {args.minutes}")
     args.out, args.logs = args.out.resolve(), args.logs.resolve()
