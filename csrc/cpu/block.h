@@ -23,14 +23,16 @@ struct Scratch {
   }
 };
 
-// E: element of the caller's tensors. Op: how the two large products multiply. Mix: the same for the small ones, whose
-// operands are sums already.
+// E: element of the caller's tensors. Op: how products multiply.
+//
+// With an Op that adds pairs of products (kPairs), panels hold 16-bit numbers and sums are 32-bit: what a second
+// product reads is rounded to 16 bits, as between two layers; where rows are its inner axis, two rows are interleaved.
+// Without, panels hold what is summed.
 template <class E, class Op>
 struct Chain {
   using O = typename Op::Element;
   using W = typename Op::Word;
   using A = typename Op::Sum;
-  using Mix = MultiplyAdd<A>;
   static constexpr int kWidth = 2 * Op::kLanes, kPack = Op::kPack;
   static constexpr bool kPairs = kPack == 2;
   static constexpr int64_t kSquare = kWidth * kWidth;
@@ -54,28 +56,19 @@ struct Chain {
     const int64_t valid = clamp(job.p - ap * kWidth, kWidth);
     const E *from = static_cast<const E *>(job.T) + t * job.p * job.q + ap * kWidth * job.T_a;
     to += t * even(job.q) * kWidth;
-    if constexpr (kPairs) {
-      O rows[2 * kWidth];
-      for (int64_t k = 0; k < job.q; k += 2, to += 2 * kWidth) {
-        const int64_t count = job.q - k < 2 ? 1 : 2;
-        pack_panel<kWidth>(from + k * job.T_k, job.T_k, job.T_a, count, valid, rows);
-        pair_rows<kWidth>(rows, count, to);
-      }
-    } else {
+    if constexpr (kPairs)
+      pack_pairs<kWidth>(from, job.T_k, job.T_a, job.q, valid, to);
+    else
       pack_panel<kWidth>(from, job.T_k, job.T_a, job.q, valid, to);
-    }
   }
 
   static void pack_for_dx(const Job &job, int64_t t, int64_t ap, int64_t kp, O *to) {  // to: this square
     const int64_t rows = clamp(job.p - ap * kWidth, kWidth), valid = clamp(job.q - kp * kWidth, kWidth);
     const E *from = static_cast<const E *>(job.T) + t * job.p * job.q + ap * kWidth * job.T_a + kp * kWidth * job.T_k;
-    if constexpr (kPairs) {
-      O square[kSquare];
-      pack_panel<kWidth>(from, job.T_a, job.T_k, rows, valid, square);
-      pair_rows<kWidth>(square, rows, to);
-    } else {
+    if constexpr (kPairs)
+      pack_pairs<kWidth>(from, job.T_a, job.T_k, rows, valid, to);
+    else
       pack_panel<kWidth>(from, job.T_a, job.T_k, rows, valid, to);
-    }
   }
 
   static void pack_T(const Job &job, int64_t t, int64_t ap) {
@@ -85,15 +78,20 @@ struct Chain {
     for (int64_t kp = 0; kp * kWidth < job.q; ++kp, to += job.N * kSquare) pack_for_dx(job, t, ap, kp, to);
   }
 
+  // S as y reads it: [t][j][i], as V reads it: [i][t][j]; with pairs, two neighbours in j (in i) side by side.
   static void pack_S(Job &job) {
-    A *mix = static_cast<A *>(job.S_mix), *unmix = static_cast<A *>(job.S_unmix);
+    O *mix = static_cast<O *>(job.S_mix), *unmix = static_cast<O *>(job.S_unmix);
+    const int64_t columns = job.N * job.n;
+    if (mix) memset(mix, 0, job.N * even(job.n) * job.m * sizeof(O));
+    if (unmix) memset(unmix, 0, columns * even(job.m) * sizeof(O));
     for (int64_t t = 0; t < job.N; ++t) {
       for (int64_t j = 0; j < job.n; ++j) {
-        job.rows[t * job.n + j] = t * job.block * job.n + j;
+        const int64_t c = t * job.n + j, row = t * even(job.n) + j;
+        job.rows[c] = t * job.block * job.n + j;
         for (int64_t i = 0; i < job.m; ++i) {
           const E s = static_cast<const E *>(job.S)[t * job.m * job.n + i * job.S_i + j * job.S_j];
-          if (mix) mix[(t * job.n + j) * job.m + i] = widened(s);
-          if (unmix) unmix[i * job.N * job.n + t * job.n + j] = widened(s);
+          if (mix) narrow(s, mix[(row / kPack * job.m + i) * kPack + row % kPack]);
+          if (unmix) narrow(s, unmix[(i / kPack * columns + c) * kPack + i % kPack]);
         }
       }
     }
@@ -101,20 +99,24 @@ struct Chain {
 
   // What one block of tokens needs besides T.
   struct Room {
-    O *x, *x_pairs, *v, *v_pairs, *local;
-    A *z, *dy, *dx, *token;
+    O *x, *x_pairs, *v, *v_pairs, *z_pairs, *dy, *dy_pairs, *z, *local;
+    A *dx, *sums;
     Room(Scratch &s, const Job &job, int64_t tokens) {
       const bool z_too = job.y || job.dS, v_too = job.dx || job.dT;
-      const int64_t rows = tokens * job.n, k_panels = ceil_div(job.q, kWidth), columns = job.N * job.n;
-      const int64_t most = columns > job.m ? columns : job.m;
+      const int64_t rows = tokens * job.n, k_panels = ceil_div(job.q, kWidth);
       x = s.take<O>(z_too || job.dT ? k_panels * rows * kWidth : 0);
       x_pairs = s.take<O>(kPairs && job.dT ? k_panels * even(rows) * kWidth : 0);
       v = s.take<O>(v_too ? job.N * rows * kWidth : 0);
       v_pairs = s.take<O>(kPairs && job.dT ? even(rows) * kWidth : 0);
-      z = s.take<A>(z_too ? job.N * rows * kWidth : 0);
-      dy = s.take<A>(v_too || job.dS ? tokens * job.m * kWidth : 0);
+      z = s.take<O>(job.dS || (z_too && !kPairs) ? job.N * rows * kWidth : 0);
+      z_pairs = s.take<O>(kPairs && job.y ? job.N * tokens * even(job.n) * kWidth : 0);
+      dy = s.take<O>(v_too || job.dS ? tokens * job.m * kWidth : 0);
+      dy_pairs = s.take<O>(kPairs && v_too ? even(job.m) * kWidth : 0);
       dx = s.take<A>(job.dx ? k_panels * rows * kWidth : 0);
-      token = s.take<A>(most * kWidth);
+      int64_t most = kPairs && z_too ? rows : 0;  // rows of sums on their way to where they are wanted
+      if (job.y && job.m > most) most = job.m;
+      if (kPairs && v_too && job.N * job.n > most) most = job.N * job.n;
+      sums = s.take<A>(most * kWidth);
       const bool pack_Z = z_too && !job.packed_Z, pack_dx = job.dx && !job.packed_dx;
       const int64_t for_Z = pack_Z ? z_panel(job) : 0, for_dx = pack_dx ? job.N * kSquare : 0;
       local = s.take<O>(for_Z > for_dx ? for_Z : for_dx);  // one after the other
@@ -144,7 +146,7 @@ struct Chain {
     }
   }
 
-  static void pack_dy(const Job &job, int64_t b0, int64_t tokens, int64_t ap, A *to) {
+  static void pack_dy(const Job &job, int64_t b0, int64_t tokens, int64_t ap, O *to) {
     const E *row = static_cast<const E *>(job.dy) + b0 * job.out + ap * kWidth;
     for (int64_t b = 0; b < tokens; ++b, row += job.out) {
       for (int64_t i = 0; i < job.m; ++i, to += kWidth) {
@@ -154,7 +156,7 @@ struct Chain {
     }
   }
 
-  static void make_z(const Job &job, int64_t tokens, int64_t ap, Room &room) {
+  static void make_z(const Job &job, int64_t tokens, int64_t ap, const Room &room) {
     const O *packed = job.packed_Z ? static_cast<const O *>(job.packed_Z) + ap * z_panel(job) : room.local;
     if (!job.packed_Z) {
       for (int64_t t = 0; t < job.N; ++t) pack_for_Z(job, t, ap, room.local);
@@ -162,37 +164,50 @@ struct Chain {
     const int64_t k_panels = ceil_div(job.q, kWidth), panel = job.block * job.n * kWidth;
     const Stretches along{k_panels, words(kWidth), words(job.q - (k_panels - 1) * kWidth), words(kSquare)};
     for (int64_t t = 0; t < job.N; ++t) {
-      product<Op, false>(
-          word(room.x), words(panel), word(packed + t * even(job.q) * kWidth), along, room.z + t * panel, nullptr,
-          tokens * job.n, false);
+      const W *T = word(packed + t * even(job.q) * kWidth);
+      if constexpr (kPairs) {
+        product<Op, false>(word(room.x), words(panel), T, along, room.sums, nullptr, tokens * job.n, false);
+        for (int64_t r = 0; room.z && r < tokens * job.n; ++r)
+          Op::narrow(room.sums + r * kWidth, room.z + t * panel + r * kWidth);
+        for (int64_t b = 0; room.z_pairs && b < tokens; ++b) {
+          O *to = room.z_pairs + (t * job.block + b) * even(job.n) * kWidth;
+          for (int64_t j = 0; j < job.n; j += 2, to += 2 * kWidth)
+            Op::narrow_pair(room.sums + (b * job.n + j) * kWidth, j + 1 < job.n, to);
+        }
+      } else {
+        product<Op, false>(word(room.x), words(panel), T, along, room.z + t * panel, nullptr, tokens * job.n, false);
+      }
     }
   }
 
   static void mix_y(const Job &job, int64_t b0, int64_t tokens, int64_t ap, const Room &room) {
-    const Stretches down{job.N, job.n, job.n, job.block * job.n * kWidth};
+    const int64_t token = even(job.n) * kWidth;
+    const Stretches down{job.N, words(job.n), words(job.n), words(job.block * token)};
     const E *bias = static_cast<const E *>(job.y_bias);
+    const O *S = static_cast<const O *>(job.S_mix), *z = kPairs ? room.z_pairs : room.z;
     for (int64_t b = 0; b < tokens; ++b) {
-      product<Mix, true>(
-          static_cast<const A *>(job.S_mix), job.m, room.z + b * job.n * kWidth, down, room.token, nullptr, job.m, false);
+      product<Op, true>(word(S), job.m, word(z + b * token), down, room.sums, nullptr, job.m, false);
       E *row = static_cast<E *>(job.y) + (b0 + b) * job.out;
       for (int64_t i = 0; i < job.m; ++i) {
         const int64_t at = i * job.p + ap * kWidth, last = (i + 1) * job.p < job.out ? (i + 1) * job.p : job.out;
-        store_row<kWidth>(room.token + i * kWidth, bias ? bias + at : nullptr, clamp(last - at, kWidth), row + at);
+        store_row<kWidth>(room.sums + i * kWidth, bias ? bias + at : nullptr, clamp(last - at, kWidth), row + at);
       }
     }
   }
 
   static void make_v(const Job &job, int64_t tokens, const Room &room) {
     const int64_t columns = job.N * job.n;
-    const Stretches down{1, job.m, job.m, 0};
+    const Stretches down{1, words(job.m), words(job.m), 0};
+    const O *S = static_cast<const O *>(job.S_unmix);
     for (int64_t b = 0; b < tokens; ++b) {
-      const A *S = static_cast<const A *>(job.S_unmix), *dy = room.dy + b * job.m * kWidth;
+      const O *dy = room.dy + b * job.m * kWidth;
       O *v = room.v + b * job.n * kWidth;
       if constexpr (kPairs) {
-        product<Mix, true>(S, columns, dy, down, room.token, nullptr, columns, false);
-        for (int64_t c = 0; c < columns; ++c) pack_row<kWidth>(room.token + c * kWidth, kWidth, v + job.rows[c] * kWidth);
+        pair_rows<kWidth>(dy, job.m, room.dy_pairs);
+        product<Op, true>(word(S), columns, word(room.dy_pairs), down, room.sums, nullptr, columns, false);
+        for (int64_t c = 0; c < columns; ++c) Op::narrow(room.sums + c * kWidth, v + job.rows[c] * kWidth);
       } else {
-        product<Mix, true>(S, columns, dy, down, v, job.rows, columns, false);
+        product<Op, true>(S, columns, dy, down, v, job.rows, columns, false);
       }
     }
   }
@@ -256,12 +271,13 @@ struct Chain {
       const int64_t tokens = part.b1 - b < job.block ? part.b1 - b : job.block;
       if (room.x) pack_x(job, b, tokens, room);
       for (int64_t ap = part.a0; ap < part.a1; ++ap) {
-        if (room.z) make_z(job, tokens, ap, room);
+        if (job.y || job.dS) make_z(job, tokens, ap, room);
         if (job.y) mix_y(job, b, tokens, ap, room);
         if (room.dy) pack_dy(job, b, tokens, ap, room.dy);
         if (job.dS) {
-          dots<Mix>(
-              room.dy, job.m, room.z, job.rows, job.N * job.n, job.n * kWidth, tokens, static_cast<A *>(part.dS));
+          dots<Op>(
+              word(room.dy), job.m, word(room.z), job.rows, job.N * job.n, words(job.n * kWidth), tokens,
+              static_cast<A *>(part.dS));
         }
         if (room.v) make_v(job, tokens, room);
         if (job.dx) add_dx(job, part, tokens, ap, room);

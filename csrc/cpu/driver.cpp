@@ -134,7 +134,7 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
   const int64_t longest = by_columns ? job.M : ceil_div(job.M, parts);
   job.block = ceil_div(longest, ceil_div(longest, most));
 
-  const int64_t S_size = ceil_div(job.N * job.m * job.n * kernels.sum_size, 64) * 64;
+  const int64_t S_size = ceil_div(job.N * (job.m + 1) * (job.n + 1) * kernels.sum_size, 64) * 64;  // pairs round up
   char *room = static_cast<char *>(factors.get(2 * S_size + job.N * job.n * int64_t(sizeof(int64_t))));
   job.S_mix = job.y ? room : nullptr;
   job.S_unmix = job.dx || job.dT ? room + S_size : nullptr;

@@ -122,4 +122,20 @@ inline void pair_rows(const BFloat16 *from, int64_t rows, BFloat16 *to) {
   }
 }
 
+// A panel of any matrix with its rows in pairs. Where pairs of rows are neighbours in memory, as the inner axis of a
+// template mostly is, they are turned as one 32-bit number each.
+template <int WIDTH, class E>
+inline void pack_pairs(const E *from, int64_t row, int64_t column, int64_t rows, int64_t valid, BFloat16 *to) {
+  if (row == 1 && column % 2 == 0 && rows % 2 == 0 && reinterpret_cast<uintptr_t>(from) % 4 == 0) {
+    const auto *words = reinterpret_cast<const uint32_t *>(from);
+    return pack_transposed<WIDTH>(words, column / 2, rows / 2, valid, reinterpret_cast<uint32_t *>(to));
+  }
+  BFloat16 two[2 * WIDTH];
+  for (int64_t r = 0; r < rows; r += 2, to += 2 * WIDTH) {
+    const int64_t count = rows - r < 2 ? 1 : 2;
+    pack_panel<WIDTH>(from + r * row, row, column, count, valid, two);
+    pair_rows<WIDTH>(two, count, to);
+  }
+}
+
 }  // namespace

@@ -16,7 +16,8 @@ struct Vector {
   typedef A type __attribute__((vector_size(LANE_BYTES), may_alias));
 };
 
-// How one step of a product multiplies: a `Word` of the left operand, broadcast, with a vector of the right one.
+// How one step of a product multiplies: a `Word` of the left operand, broadcast, or a vector of it, with a vector of
+// the right one.
 template <class A>
 struct MultiplyAdd {
   using Element = A;  // what panels of operands hold
@@ -26,6 +27,9 @@ struct MultiplyAdd {
   static constexpr int kPack = 1;  // elements a word
   static constexpr int kLanes = LANE_BYTES / sizeof(A);
   static inline V step(V sum, Word a, const Word *b) { return sum + a * *reinterpret_cast<const V *>(b); }
+  static inline V step(V sum, const Word *a, const Word *b) {
+    return sum + *reinterpret_cast<const V *>(a) * *reinterpret_cast<const V *>(b);
+  }
 };
 
 template <class Op, int ROWS>
@@ -118,26 +122,23 @@ void product(
 // d[i][c] += sum over tokens and columns of dy[b,i,:] z[b,c,:]. Lanes keep partial sums; they meet once a tile.
 template <class Op>
 void dots(
-    const typename Op::Sum *dy, int64_t m, const typename Op::Sum *z, const int64_t *rows, int64_t columns,
+    const typename Op::Word *dy, int64_t m, const typename Op::Word *z, const int64_t *rows, int64_t columns,
     int64_t z_token, int64_t tokens, typename Op::Sum *d) {
   using V = typename Op::V;
-  constexpr int kWidth = 2 * Op::kLanes, kI = DOT_ROWS, kC = DOT_COLUMNS;
+  constexpr int kWords = 2 * Op::kLanes / Op::kPack, kI = DOT_ROWS, kC = DOT_COLUMNS;
   for (int64_t c0 = 0; c0 < columns; c0 += kC) {
     for (int64_t i0 = 0; i0 < m; i0 += kI) {
-      const typename Op::Sum *left[kI], *right[kC];  // past the edge: the last one again, result dropped
-      for (int i = 0; i < kI; ++i) left[i] = dy + (i0 + i < m ? i0 + i : m - 1) * kWidth;
-      for (int c = 0; c < kC; ++c) right[c] = z + rows[c0 + c < columns ? c0 + c : columns - 1] * kWidth;
+      const typename Op::Word *left[kI], *right[kC];  // past the edge: the last one again, result dropped
+      for (int i = 0; i < kI; ++i) left[i] = dy + (i0 + i < m ? i0 + i : m - 1) * kWords;
+      for (int c = 0; c < kC; ++c) right[c] = z + rows[c0 + c < columns ? c0 + c : columns - 1] * kWords;
       V sum[kI][kC] = {};
       for (int64_t b = 0; b < tokens; ++b) {
-        for (int v = 0; v < kWidth; v += Op::kLanes) {
-          V l[kI];
-#pragma GCC unroll 16
-          for (int i = 0; i < kI; ++i) l[i] = *reinterpret_cast<const V *>(left[i] + b * m * kWidth + v);
+        for (int w = 0; w < kWords; w += Op::kLanes) {
 #pragma GCC unroll 16
           for (int c = 0; c < kC; ++c) {
-            const V r = *reinterpret_cast<const V *>(right[c] + b * z_token + v);
 #pragma GCC unroll 16
-            for (int i = 0; i < kI; ++i) sum[i][c] += l[i] * r;
+            for (int i = 0; i < kI; ++i)
+              sum[i][c] = Op::step(sum[i][c], left[i] + b * m * kWords + w, right[c] + b * z_token + w);
           }
         }
       }

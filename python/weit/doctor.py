@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -14,6 +14,7 @@ import torch
 
 import weit_kernels
 from weit.tasks.classification import find_fashion_mnist
+from weit_kernels import cpp
 from weit_kernels.shapes import BACKENDS
 
 _EXTRAS = {
@@ -60,14 +61,19 @@ def _accelerators() -> dict[str, str]:
 
 
 def _kernels() -> dict[str, str]:
-    built = importlib.util.find_spec("weit_kernels._C") is not None
-    lines = {"extension": "built" if built else "not built; the plain torch paths do everything"}
+    lines = {"extension": _extension()}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         for backend in BACKENDS:
             if backend != "auto":
                 lines[f"{backend} on {device}"] = _backend(backend, device)
     return lines
+
+
+def _extension() -> str:
+    if reason := cpp.why_not():
+        return f"no: {reason}; plain torch does everything"
+    return f"built, kernels for {importlib.import_module('weit_kernels._C').instruction_set()}"
 
 
 def _backend(backend: str, device: str) -> str:
