@@ -8,7 +8,7 @@ from torch import Tensor
 
 from weit_kernels.paths.pointwise import conv_functions
 from weit_kernels.triton.few_rows import tiles_for
-from weit_kernels.triton.tiles import Tiles, dot, launch, narrow, place
+from weit_kernels.triton.tiles import Tiles, dot, launch, load_factor, load_rows, narrow, place
 from weit_kernels.triton.tuning import tuned
 from weit_kernels.triton.weight_grads import weight_grads
 
@@ -64,25 +64,13 @@ def _kernel(
         for t0 in range(0, N, BT):
             u = tl.zeros((BM * BK, BI * BT), tl.float32)
             for j0 in range(0, n, BJ):
-                j = j0 + js
-                feature = j[None, :] * q + k[:, None]
-                inside = (row_b < M)[:, None] & (j < n)[None, :] & (k < q)[:, None] & (feature < in_features)
-                x_tile = tl.load(x + row_b[:, None] * in_features + feature, mask=inside, other=0.0)
-                t = t0 + col_t
-                S_row = t.to(tl.int64) * S_t + col_i.to(tl.int64) * S_i
-                S_tile = tl.load(
-                    S + S_row[None, :] + j[:, None].to(tl.int64) * S_j,
-                    mask=(j < n)[:, None] & (t < N)[None, :] & (col_i < m)[None, :],
-                    other=0.0,
-                )
+                j, t = j0 + js, t0 + col_t
+                x_tile = load_rows(x, row_b[:, None], j[None, :], k[:, None], M, n, q, in_features)
+                S_tile = load_factor(S, t[None, :], col_i[None, :], j[:, None], N, m, n, S_t, S_i, S_j)
                 u = dot(x_tile, S_tile, u, PRECISION)
             u = tl.reshape(tl.permute(tl.reshape(u, (BM, BK, BI, BT)), (0, 2, 3, 1)), (BM * BI, BT * BK))
             t, k_in = t0 + inner_t, k0 + inner_k
-            T_tile = tl.load(
-                T + t[:, None].to(tl.int64) * T_t + a[None, :].to(tl.int64) * T_a + k_in[:, None].to(tl.int64) * T_k,
-                mask=(t < N)[:, None] & (k_in < q)[:, None] & (a < p)[None, :],
-                other=0.0,
-            )
+            T_tile = load_factor(T, t[:, None], a[None, :], k_in[:, None], N, p, q, T_t, T_a, T_k)
             out = dot(narrow(u, T.dtype.element_ty, PRECISION), T_tile, out, PRECISION)
 
     out_rows = tl.arange(0, BM * BI)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from weit_kernels.paths.pointwise import conv_functions
 from weit_kernels.triton.few_rows import tiles_for
-from weit_kernels.triton.tiles import Tiles, dot, launch, narrow, place
+from weit_kernels.triton.tiles import Tiles, dot, launch, load_factor, load_rows, narrow, place
 from weit_kernels.triton.tuning import tuned
 from weit_kernels.triton.weight_grads import weight_grads
 
@@ -62,25 +62,13 @@ def _kernel(
         for t0 in range(0, N, BT):
             z = tl.zeros((BM * BJ, BT * BA), tl.float32)
             for k0 in range(0, q, BK):
-                k = k0 + ks
-                feature = (j * q)[:, None] + k[None, :]
-                inside = (row_b < M)[:, None] & (j < n)[:, None] & (k < q)[None, :] & (feature < in_features)
-                x_tile = tl.load(x + row_b[:, None] * in_features + feature, mask=inside, other=0.0)
-                t = t0 + col_t
-                T_row = t.to(tl.int64) * T_t + col_a.to(tl.int64) * T_a
-                T_tile = tl.load(
-                    T + T_row[None, :] + k[:, None].to(tl.int64) * T_k,
-                    mask=(k < q)[:, None] & (t < N)[None, :] & (col_a < p)[None, :],
-                    other=0.0,
-                )
+                k, t = k0 + ks, t0 + col_t
+                x_tile = load_rows(x, row_b[:, None], j[:, None], k[None, :], M, n, q, in_features)
+                T_tile = load_factor(T, t[None, :], col_a[None, :], k[:, None], N, p, q, T_t, T_a, T_k)
                 z = dot(x_tile, T_tile, z, PRECISION)
             z = tl.reshape(tl.permute(tl.reshape(z, (BM, BJ, BT, BA)), (0, 3, 1, 2)), (BM * BA, BJ * BT))
             t, j_in = t0 + inner_t, j0 + inner_j
-            S_tile = tl.load(
-                S + t[:, None].to(tl.int64) * S_t + i[None, :].to(tl.int64) * S_i + j_in[:, None].to(tl.int64) * S_j,
-                mask=(t < N)[:, None] & (j_in < n)[:, None] & (i < m)[None, :],
-                other=0.0,
-            )
+            S_tile = load_factor(S, t[:, None], i[None, :], j_in[:, None], N, m, n, S_t, S_i, S_j)
             out = dot(narrow(z, S.dtype.element_ty, PRECISION), S_tile, out, PRECISION)
 
     out_rows = tl.arange(0, BM * BA)

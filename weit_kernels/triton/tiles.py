@@ -145,6 +145,21 @@ def place(M, p, m, BM: tl.constexpr, BA: tl.constexpr, BI: tl.constexpr):
 
 
 @triton.jit
+def load_rows(x, b, major, minor, M, majors, minors, features):
+    """``x[b, (major, minor)]`` of ``(M, features)``, zero outside, for indices that broadcast against each other."""
+    feature = major * minors + minor
+    inside = (b < M) & (major < majors) & (minor < minors) & (feature < features)
+    return tl.load(x + b * features + feature, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_factor(F, t, row, col, N, rows, cols, F_t, F_row, F_col):
+    """``F[t, row, col]`` of ``T`` or ``S`` with any strides, zero outside, likewise."""
+    at = t.to(tl.int64) * F_t + row.to(tl.int64) * F_row + col.to(tl.int64) * F_col
+    return tl.load(F + at, mask=(t < N) & (row < rows) & (col < cols), other=0.0)
+
+
+@triton.jit
 def dot(a, b, total, PRECISION: tl.constexpr):
     """``total + a @ b`` in float32."""
     if PRECISION == "wide":

@@ -15,7 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES
-from weit_kernels.triton.tiles import GradTiles, dot, grad_tiles, largest_sum, narrow, precision, programs
+from weit_kernels.triton.tiles import (
+    GradTiles,
+    dot,
+    grad_tiles,
+    largest_sum,
+    load_factor,
+    load_rows,
+    narrow,
+    precision,
+    programs,
+)
 from weit_kernels.triton.tuning import tuned
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -110,33 +120,21 @@ def _kernel(
             V = tl.zeros((BM * BA, BJ * BT), tl.float32)
             for i_from in range(0, m, BI):
                 i_in = i_from + tl.arange(0, BI)
-                S_tile = tl.load(
-                    S
-                    + jt_t[None, :].to(tl.int64) * S_t
-                    + i_in[:, None].to(tl.int64) * S_i
-                    + jt_j[None, :].to(tl.int64) * S_j,
-                    mask=(i_in < m)[:, None] & (jt_t < N)[None, :] & (jt_j < n)[None, :],
-                    other=0.0,
-                )
-                V = dot(_grad_tile(dy, b_y, i_in, a, M, m, p, out_features), S_tile, V, PRECISION)
+                dy_chunk = load_rows(dy, b_y[:, None], i_in[None, :], a[:, None], M, m, p, out_features)
+                S_tile = load_factor(S, jt_t[None, :], i_in[:, None], jt_j[None, :], N, m, n, S_t, S_i, S_j)
+                V = dot(dy_chunk, S_tile, V, PRECISION)
             V = tl.reshape(tl.permute(tl.reshape(V, (BM, BA, BJ, BT)), (3, 1, 0, 2)), (BT * BA, BM * BJ))
-            x_tile = _input_tile(x, b_x, j, k, M, n, q, in_features)
+            x_tile = load_rows(x, b_x[:, None], j[:, None], k[None, :], M, n, q, in_features)
             dT_tile = dot(narrow(V, x.dtype.element_ty, PRECISION), x_tile, dT_tile, PRECISION)
         if WANT_S:
             Z = tl.zeros((BM * BJ, BT * BA), tl.float32)
             for k_from in range(0, q, DEPTH):
                 k_in = k_from + tl.arange(0, DEPTH)
-                T_tile = tl.load(
-                    T
-                    + ta_t[None, :].to(tl.int64) * T_t
-                    + ta_a[None, :].to(tl.int64) * T_a
-                    + k_in[:, None].to(tl.int64) * T_k,
-                    mask=(k_in < q)[:, None] & (ta_t < N)[None, :] & (ta_a < p)[None, :],
-                    other=0.0,
-                )
-                Z = dot(_input_tile(x, b_x, j, k_in, M, n, q, in_features), T_tile, Z, PRECISION)
+                x_chunk = load_rows(x, b_x[:, None], j[:, None], k_in[None, :], M, n, q, in_features)
+                T_tile = load_factor(T, ta_t[None, :], ta_a[None, :], k_in[:, None], N, p, q, T_t, T_a, T_k)
+                Z = dot(x_chunk, T_tile, Z, PRECISION)
             Z = tl.reshape(tl.permute(tl.reshape(Z, (BM, BJ, BT, BA)), (1, 2, 0, 3)), (BJ * BT, BM * BA))
-            dy_tile = _grad_tile(dy, b_y, i, a, M, m, p, out_features)
+            dy_tile = load_rows(dy, b_y[:, None], i[None, :], a[:, None], M, m, p, out_features)
             dS_tile = dot(narrow(Z, dy.dtype.element_ty, PRECISION), dy_tile, dS_tile, PRECISION)
 
     if WANT_T:
@@ -153,19 +151,3 @@ def _kernel(
             dS_tile,
             mask=(jt_t < N)[:, None] & (jt_j < n)[:, None] & (i < m)[None, :],
         )
-
-
-@triton.jit
-def _input_tile(x, b, j, k, M, n, q, in_features):
-    """``x`` as ``[(b,j), k]``, zero outside."""
-    feature = (j * q)[:, None] + k[None, :]
-    inside = (b < M)[:, None] & (j < n)[:, None] & (k < q)[None, :] & (feature < in_features)
-    return tl.load(x + b[:, None] * in_features + feature, mask=inside, other=0.0)
-
-
-@triton.jit
-def _grad_tile(dy, b, i, a, M, m, p, out_features):
-    """``dy`` as ``[(b,a), i]``, zero outside."""
-    feature = (i * p)[None, :] + a[:, None]
-    inside = (b < M)[:, None] & (i < m)[None, :] & (a < p)[:, None] & (feature < out_features)
-    return tl.load(dy + b[:, None] * out_features + feature, mask=inside, other=0.0)

@@ -14,13 +14,13 @@ from tests.weit_kernels.cases import (
     reference_linear,
     relative_error,
 )
+from tests.weit_kernels.triton.direct import DEVICE, poisoned
 from weit_kernels import kron_linear, plan
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from weit_kernels.triton import scalers_first, templates_first, weight_grads  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PATHS = ("templates_first", "scalers_first")
 HALF_AND_SINGLE = {name: dtype for name, dtype in DTYPES.items() if name != "fp64"}
 # More rows than the tiles for few rows take; several programs on every axis, several steps of every loop, ragged ends.
@@ -46,10 +46,8 @@ def selection() -> list:
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fill what is allocated with NaN, so that an element no kernel wrote shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned():
+        yield
 
 
 @pytest.mark.parametrize("path", PATHS)
