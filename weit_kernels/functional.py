@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weit_kernels import reference
+from weit_kernels import direct, reference
 from weit_kernels.backends import require_runnable
-from weit_kernels.ops import call
+from weit_kernels.ops import call, settled_linear
 from weit_kernels.shapes import (
     LAYOUTS,
     check_ceil,
@@ -61,9 +62,12 @@ def kron_linear(
         ValueError: shapes, devices or a choice do not fit.
         RuntimeError: the path or backend asked for cannot run here.
     """
+    key = direct.key((x, templates, scalers, bias), (out_features, layout, path, backend))
+    if key is not None and (known := direct.recall(key)) is not None:
+        return known(x, templates, scalers, bias)
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
     require_runnable(path, backend, x.device.type, x.dtype)
-    return _apply(x, templates, scalers, bias, shape.out_features, layout, path, backend)
+    return _apply(x, templates, scalers, bias, shape.out_features, layout, path, backend, key)
 
 
 def _apply(
@@ -75,14 +79,34 @@ def _apply(
     layout: str,
     path: str,
     backend: str,
+    key: Hashable = None,
 ) -> Tensor:
-    """``kron_linear`` on checked arguments."""
-    if layout == "interleaved":
+    """``kron_linear`` on checked arguments; later calls with the same ``key`` come here no more."""
+    if swap := layout == "interleaved":
         # kron(T, S) is the block form with the two factors' parts exchanged.
         templates, scalers, path = scalers, templates, _SWAPPED.get(path, path)
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     train = _trains(x, templates, scalers)
     y = call("kron_linear", rows, templates, scalers, bias, out, train, path, backend)
+    if key is not None and (linear := settled_linear(rows, templates, scalers, out, (train, path, backend))):
+        direct.remember(key, partial(_known, linear, swap, out))
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], out)
+
+
+def _known(
+    linear: Callable[..., Tensor],
+    swap: bool,
+    out: int,
+    x: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """``_apply`` where ``linear`` is what the plan chose for such a call."""
+    if swap:
+        templates, scalers = scalers, templates
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    y = linear(rows, templates, scalers, bias, out)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out)
 
 

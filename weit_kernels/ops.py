@@ -109,6 +109,21 @@ def _module(
     return chosen
 
 
+def settled_linear(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Callable[..., Tensor] | None:
+    """What every call with operands like these runs, without autograd; ``None`` while nothing is settled.
+
+    ``x (M, in)``, ``T (N, p, q)``, ``S (N, m, n)`` in block layout and ``args`` as the operator takes them.
+    """
+    chosen = _CHOSEN.get((x.shape, T.shape, S.shape, out, x.dtype, x.device, args))
+    if chosen is None:
+        return None
+
+    def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
+        return chosen.linear(x.contiguous(), T, S, _dense(bias), out)
+
+    return _on_its_device(linear) if x.is_cuda else linear
+
+
 def _tuned(
     request: Request, plan: Plan, calls: Any, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]
 ) -> Plan:
@@ -303,7 +318,8 @@ def call(name: str, *args: Any) -> Tensor:
     """A forward operator, also under the transforms of ``torch.func``, which come before autocast would."""
     op = getattr(torch.ops.weit, name).default
     device = args[0].device.type
-    if torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
+    known = torch.amp.is_autocast_available(device)  # not so for meta tensors
+    if known and torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
         args = tuple(_cast(args, device))
     return transforms.apply(op, *args)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Dims = tuple[int | None, ...]
 _FUNCTIONS: dict[Any, type[torch.autograd.Function]] = {}
@@ -19,9 +20,14 @@ _FUNCTIONS: dict[Any, type[torch.autograd.Function]] = {}
 
 def apply(op: Any, *args: Any) -> Any:
     """``op(*args)``, such that the transforms of ``torch.func`` differentiate it."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or not (torch._C._are_functorch_transforms_active() or in_forward_mode()):
         return op(*args)
     return _FUNCTIONS[op].apply(*args)
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents, which operators of ``torch.library`` would drop without a word."""
+    return forward_ad._current_level >= 0
 
 
 def register(op: Any, save: Callable[..., None], derive: Callable[..., Any], rule: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,8 +13,6 @@
 namespace weit {
 namespace {
 
-// Bytes that one block of tokens may take in a core's own cache, beside the templates that stream through it.
-constexpr int64_t kBlockBytes = 640 << 10;
 // Multiply-adds below which waking another core costs more than it brings (about 10 us of one core).
 constexpr int64_t kLeastWork = 400'000;
 // Parts of a sum over tokens when the result must not depend on the number of threads.
@@ -76,6 +75,16 @@ const InstructionSet *&in_use() {
   return set;
 }
 
+// Bytes that one block of tokens may take: five eighths of a core's own cache, the rest is for the templates that
+// stream through it.
+int64_t block_bytes() {
+  static const int64_t bytes = [] {
+    const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or less where the system does not say
+    return std::clamp<int64_t>(cache > 0 ? cache : 1 << 20, 256 << 10, 2 << 20) * 5 / 8;
+  }();
+  return bytes;
+}
+
 struct Range {
   int64_t begin, end;
 };
@@ -120,7 +129,7 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
   job.packed_Z = reads_Z ? &job : nullptr;
   job.packed_dx = job.dx ? &job : nullptr;
   const int64_t per_token = ceil_div(kernels.block_size(job, 64) - kernels.block_size(job, 0), 64);
-  const int64_t most = std::max<int64_t>(1, kBlockBytes / per_token);
+  const int64_t most = std::max<int64_t>(1, block_bytes() / per_token);
 
   const int64_t products = (reads_Z ? 1 : 0) + (job.dx ? 1 : 0) + (job.dT ? 1 : 0);
   const int64_t work = job.M * job.n * job.q * job.N * job.p * std::max<int64_t>(1, products);

@@ -1,0 +1,121 @@
+"""Calls that skip checks and dispatcher give the same results, and those that may not skip them do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.weit_kernels.cases import CASES, LAYOUTS, PATHS, RAGGED, Case, reference_linear, relative_error
+from weit_kernels import direct, kron_linear
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_SEEN", {})
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Operands whose sizes are known, and a function that must not be used for them."""
+    operands = RAGGED.operands(torch.float32)
+    kron_linear(*operands, out_features=RAGGED.out_features)
+    (key,) = direct._SEEN
+
+    def forbidden(*_: object) -> torch.Tensor:
+        raise AssertionError("this call must go through the dispatcher")
+
+    monkeypatch.setitem(direct._SEEN, key, forbidden)
+    with pytest.raises(AssertionError, match="must go through"):  # the plain call is the one that is short
+        kron_linear(*operands, out_features=RAGGED.out_features)
+    return operands
+
+
+def ours(*operands: torch.Tensor) -> torch.Tensor:
+    return kron_linear(*operands, out_features=RAGGED.out_features)
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_second_call_equals_the_first(case: Case, layout: str, path: str) -> None:
+    first, second = case.operands(torch.float64, seed=1), case.operands(torch.float64, seed=2)
+    strided = [t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t for t in second]
+    without = [*first[:3], None]
+
+    def call(*operands: torch.Tensor | None) -> torch.Tensor:
+        return kron_linear(*operands, out_features=case.out_features, layout=layout, path=path)
+
+    for operands in (first, second, strided, without, without):
+        expected = reference_linear(case, layout)(*operands)
+        got = call(*operands)
+        assert got.shape == expected.shape
+        assert relative_error(got, expected) < 1e-13
+    assert len(direct._SEEN) == 2
+
+
+def test_gradients(warm: list[torch.Tensor]) -> None:
+    for i in range(4):
+        leaves = [t.clone().requires_grad_(k == i) for k, t in enumerate(warm)]
+        (grad,) = torch.autograd.grad(ours(*leaves).sum(), leaves[i])
+        assert grad.shape == leaves[i].shape
+
+
+def test_autocast(warm: list[torch.Tensor]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(*warm).dtype == torch.bfloat16
+
+
+def test_counted_operations(warm: list[torch.Tensor]) -> None:
+    with FlopCounterMode(display=False) as counter:
+        ours(*warm)
+    assert counter.get_total_flops() > 0
+
+
+def test_transforms(warm: list[torch.Tensor]) -> None:
+    x, *factors = warm
+    batched = torch.vmap(lambda row: ours(row, *factors))(x[:, None])
+    assert relative_error(batched[:, 0], reference_linear(RAGGED, "block")(*warm)) < 1e-5
+    assert torch.func.grad(lambda x: ours(x, *factors).sum())(x).shape == x.shape
+
+
+def test_forward_mode_is_refused_not_ignored(warm: list[torch.Tensor]) -> None:
+    x, *factors = warm
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        ours(torch.autograd.forward_ad.make_dual(x, x), *factors)
+
+
+def test_tensors_of_another_kind(warm: list[torch.Tensor]) -> None:
+    class Counting(torch.Tensor):
+        calls = 0
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            Counting.calls += 1
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    ours(warm[0].as_subclass(Counting), *warm[1:])
+    assert Counting.calls > 0
+    meta = [t.to("meta") for t in warm]
+    assert ours(*meta).is_meta
+    assert ours(*meta).is_meta
+
+
+def test_bad_input_after_good(warm: list[torch.Tensor]) -> None:
+    x, T, S, b = warm
+    with pytest.raises(ValueError, match=r"x\.shape"):
+        ours(x[:, :-2], T, S, b)
+    with pytest.raises(TypeError, match="templates"):
+        ours(x, T.double(), S, b)
+    with pytest.raises(ValueError, match="out_features"):
+        kron_linear(*warm, out_features=RAGGED.m * RAGGED.p + 1)
+    with pytest.raises(NotImplementedError, match="Sparse"):
+        ours(x.to_sparse(), T, S, b)
+
+
+def test_it_forgets_rather_than_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_MOST", 4)
+    _, T, S, b = RAGGED.operands(torch.float32)
+    for rows in range(1, 12):
+        ours(torch.randn(rows, RAGGED.in_features), T, S, b)
+        assert 0 < len(direct._SEEN) <= 4

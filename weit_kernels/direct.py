@@ -1,0 +1,57 @@
+"""Calls without gradients of sizes that were seen before: no checks, no dispatcher.
+
+One row of a small layer takes less time than asking what to do with it. What the dispatcher is for (gradients, autocast,
+transforms, tracing, modes, subclasses of tensors) sends a call the long way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weit_kernels.transforms import in_forward_mode
+
+_PLAIN = (Tensor, nn.Parameter)
+_MOST = 4096
+_SEEN: dict[Hashable, Callable[..., Tensor]] = {}
+
+
+def key(tensors: tuple[Tensor | None, ...], choice: tuple[Hashable, ...]) -> Hashable:
+    """What decides how a call without gradients runs; ``None`` for a call that must go the long way."""
+    train = torch.is_grad_enabled()
+    sizes: list[Any] = [choice]
+    for tensor in tensors:
+        if tensor is None:
+            sizes.append(None)
+        elif type(tensor) not in _PLAIN or (train and tensor.requires_grad):
+            return None
+        else:
+            sizes += tensor.shape, tensor.dtype, tensor.device, tensor.layout
+    return None if _observed() else tuple(sizes)
+
+
+def _observed() -> bool:
+    """Whether something beside the caller must see the operators that run."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or in_forward_mode()
+    )
+
+
+def recall(key: Hashable) -> Callable[..., Tensor] | None:
+    """The function for calls with this key, if there was one."""
+    return _SEEN.get(key)
+
+
+def remember(key: Hashable, function: Callable[..., Tensor]) -> None:
+    """Use ``function(*tensors)`` for calls with this key from now on."""
+    if len(_SEEN) >= _MOST:
+        _SEEN.clear()
+    _SEEN[key] = function
