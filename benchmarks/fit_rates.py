@@ -2,8 +2,9 @@
 
     python -m benchmarks.fit_rates timings.json [--dtype float32]
 
-Prints a ``Rates(...)`` for ``weit_kernels/rates.py``. The objective is what the planner is for: the expected time lost
-by choosing on predictions (softened, so that it has a slope), with a small weight on the predictions themselves.
+Prints ``Rates(...)`` of each backend for ``weit_kernels/rates.py``. The objective is what the planner is for: the
+expected time lost by choosing on predictions (softened, so that it has a slope), with a small weight on the predictions
+themselves. Backends take turns, each fitted against the present predictions of the other.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import argparse
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 
 from weit_kernels.paths import PATHS
+from weit_kernels.paths.blocks import Cost
 from weit_kernels.rates import CPU, Rates
 from weit_kernels.shapes import KronShape
 
+Thetas = dict[str, np.ndarray]
 NAMES = [field.name for field in fields(Rates) if field.name != "name"]
 
 
@@ -32,41 +36,53 @@ def main() -> None:
     args = parser.parse_args()
     itemsize = getattr(torch, args.dtype).itemsize
 
-    costs, times = [], []
     rows = json.loads(args.timings.read_text())
-    for row in rows:
-        s = row["shape"]
-        shape = KronShape(s["N"], s["m"], s["n"], s["p"], s["q"], s["m"] * s["p"], s["n"] * s["q"])
-        phases = ("forward", "backward") if row["train"] else ("forward",)
-        costs.append(
-            [[module.cost(shape, s["M"], phase, itemsize, "cpu") for phase in phases] for module in PATHS.values()]
+    names = list(rows[0]["seconds"])
+    backends = [name.rpartition(" ")[2] for name in names]
+    costs = [[_costs(row, name.partition(" ")[0], itemsize) for name in names] for row in rows]
+    actual = np.log([[row["seconds"][name] for name in names] for row in rows])
+
+    def predict(thetas: Thetas) -> np.ndarray:
+        rates = {b: Rates("fit", **dict(zip(NAMES, np.exp(theta), strict=True))) for b, theta in thetas.items()}
+        return np.log(
+            [
+                [sum(rates[b].seconds(c, itemsize) for c in path) for b, path in zip(backends, row, strict=True)]
+                for row in costs
+            ]
         )
-        times.append([row["seconds"][path] for path in PATHS])
-    actual = np.log(np.array(times))
 
-    def predict(theta: np.ndarray) -> np.ndarray:
-        rates = Rates("fit", **dict(zip(NAMES, np.exp(theta), strict=True)))
-        return np.log([[sum(rates.seconds(cost, itemsize) for cost in path) for path in row] for row in costs])
-
-    def loss(theta: np.ndarray) -> float:
-        predicted = predict(theta)
+    def loss(theta: np.ndarray, backend: str, thetas: Thetas) -> float:
+        predicted = predict(thetas | {backend: theta})
         weights = np.exp(-(predicted - predicted.min(1, keepdims=True)) / 0.1)
         weights /= weights.sum(1, keepdims=True)
         regret = (weights * (actual - actual.min(1, keepdims=True))).sum(1).mean()
-        return float(regret + 0.1 * np.abs(predicted - actual).mean())
+        ours = [b == backend for b in backends]
+        return float(regret + 0.1 * np.abs(predicted - actual)[:, ours].mean())
 
-    theta = np.log([max(1e-3, getattr(CPU, name)) for name in NAMES])
+    start = np.log([max(1e-3, getattr(CPU["AVX512"]["torch"], name)) for name in NAMES])
+    thetas: Thetas = dict.fromkeys(backends, start)
     for _ in range(4):
-        theta = minimize(loss, theta, method="Nelder-Mead", options={"maxiter": 1500, "adaptive": True}).x
-    predicted = predict(theta)
+        for backend, theta in thetas.items():
+            options = {"maxiter": 1000, "adaptive": True}
+            thetas[backend] = minimize(loss, theta, (backend, thetas), method="Nelder-Mead", options=options).x
+    predicted = predict(thetas)
     picked = predicted.argmin(1)
     lost = np.exp(actual[np.arange(len(picked)), picked] - actual.min(1))
-    print("Rates(" + ", ".join(f"{name}={value:.3g}" for name, value in zip(NAMES, np.exp(theta), strict=True)) + ")")
+    for backend, theta in thetas.items():
+        values = ", ".join(f"{name}={value:.3g}" for name, value in zip(NAMES, np.exp(theta), strict=True))
+        print(f"{backend}: Rates({values})")
     error = np.median(np.expm1(np.abs(predicted - actual)))
     print(f"fastest picked in {(lost == 1).mean():.0%}, within 1.1x in {(lost <= 1.1).mean():.0%}, ", end="")
     print(f"worst {lost.max():.2f}x, median error of a prediction {error:.0%}")
     for i in np.argsort(-lost)[:8]:
-        print(f"{lost[i]:.2f}x {list(PATHS)[picked[i]]} {rows[i]}")
+        print(f"{lost[i]:.2f}x {names[picked[i]]} {rows[i]}")
+
+
+def _costs(row: dict[str, Any], path: str, itemsize: int) -> list[Cost]:
+    s = row["shape"]
+    shape = KronShape(s["N"], s["m"], s["n"], s["p"], s["q"], s["m"] * s["p"], s["n"] * s["q"])
+    phases = ("forward", "backward") if row["train"] else ("forward",)
+    return [PATHS[path].cost(shape, s["M"], phase, itemsize, "cpu") for phase in phases]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from weit_kernels import tune
 from weit_kernels.backends import pairs, require_runnable, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
-from weit_kernels.rates import GpuRates, Rates, rates_for
+from weit_kernels.rates import GpuRates, Rates, compiled_unproven, rates_for
 from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape
 
 NEAREST = 3  # how many candidates WEIT_TUNE=1 times
@@ -213,12 +213,13 @@ def cost(request: Request, path: str, phase: str) -> Cost:
 
 def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
     """Every path on every backend, the fastest by prediction first, and the name of the rates."""
-    rates = rates_for(request.device, request.dtype)  # may change: a GPU is measured as soon as it may be
-    return _estimates(request, rates), rates.name
+    # May change: a GPU is measured as soon as it may be.
+    plain, compiled = (rates_for(request.device, request.dtype, backend) for backend in ("torch", "cpp"))
+    return _estimates(request, plain, compiled), plain.name
 
 
 @lru_cache(maxsize=4096)
-def _estimates(request: Request, rates: Rates | GpuRates) -> tuple[Candidate, ...]:
+def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuRates) -> tuple[Candidate, ...]:
     r, found = request, []
     for path, backend in pairs():
         reason = why_not(
@@ -227,6 +228,7 @@ def _estimates(request: Request, rates: Rates | GpuRates) -> tuple[Candidate, ..
         if reason:
             found.append(Candidate(path, backend, reason=reason))
             continue
+        rates = compiled if backend == "cpp" else plain
         phases = ("forward", "backward") if r.train else ("forward",)
         costs = [cost(r, path, phase) for phase in phases]
         products = [product for c in costs for product in c.products]
@@ -244,7 +246,7 @@ def _estimates(request: Request, rates: Rates | GpuRates) -> tuple[Candidate, ..
                     rates.seconds(c, r.dtype.itemsize, _fused(path, backend, phase), times * compulsory)
                     for c, phase, times in zip(costs, phases, (1, 2), strict=False)
                 ),
-                unproven=_unproven(backend, r.device.type),
+                unproven=_unproven(backend, r.device.type, r.dtype),
             )
         )
     return tuple(sorted(found, key=lambda c: c.seconds))
@@ -252,7 +254,7 @@ def _estimates(request: Request, rates: Rates | GpuRates) -> tuple[Candidate, ..
 
 def _fused(path: str, backend: str, phase: str) -> bool:
     """Whether one kernel does a phase without intermediates in device memory."""
-    return backend == "triton" and path != "panel" and (path != "on_the_fly" or phase == "forward")
+    return backend in ("triton", "cuda") and path != "panel" and (path != "on_the_fly" or phase == "forward")
 
 
 def _workspace(cost: Cost, path: str, backend: str, phase: str) -> int:
@@ -266,12 +268,12 @@ def _compulsory(request: Request) -> int:
     return request.rows * (s.in_features + s.out_features) + s.N * (s.m * s.n + s.p * s.q * s.taps)
 
 
-def _unproven(backend: str, device_type: str) -> str:
+def _unproven(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """Why ``"auto"`` leaves a backend alone until a timing says otherwise; empty for plain torch."""
     if backend == "torch":
         return ""
-    if backend == "triton" and device_type == "cuda":
+    if backend in ("triton", "cuda") and device_type == "cuda":
         return "not timed here yet; the first call on the GPU does it unless WEIT_TUNE=0"
     if backend == "triton":
         return "Triton's interpreter is for tests: ask for backend='triton'"
-    return f"not measured against plain torch yet: ask for backend='{backend}'"
+    return compiled_unproven(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 
@@ -47,12 +48,24 @@ class Rates:
         return work / self.flops
 
 
-# Fitted by `benchmarks.fit_rates` to 280 choices on two Sapphire Rapids cores (AVX-512), float32: the fastest of three
-# paths is picked in 94 % of them, the worst choice takes 1.28 times as long as the best. What counts is how the costs
-# compare, and that changes little between CPUs. float64 has half the peak. The 16-bit rates are from a CPU with AMX,
-# 80 choices: 82 % the fastest, the worst 1.17 times the best.
-CPU = Rates("CPU, float32", 3.62e11, 1.88e10, 3.55e-5, 3.12, 30.5, 29.3, 3.92, 31.7, 0)
-CPU_16_BIT = Rates("CPU, 16-bit", 1.65e12, 2.27e10, 5.24e-5, 132, 61.8, 173, 77.9, 2.51, 38.5)
+# By what torch says of the CPU; "cpp" where the compiled kernels were timed beside plain torch. Fitted by
+# `benchmarks.fit_rates` to what `benchmarks.plan_accuracy` timed on two cores; what counts is how the costs compare.
+CPU: dict[str, dict[str, Rates]] = {
+    "AVX512": {
+        # Sapphire Rapids, float32, 280 choices: the fastest of three paths is picked in 94 %, at worst 1.28 times the
+        # best. The 16-bit rates are from a CPU with AMX, 80 choices: 82 %, 1.17 times.
+        "torch": Rates("CPU, AVX-512", 3.62e11, 1.88e10, 3.55e-5, 3.12, 30.5, 29.3, 3.92, 31.7, 0),
+        "torch 16-bit": Rates("CPU, AVX-512, 16-bit", 1.65e12, 2.27e10, 5.24e-5, 132, 61.8, 173, 77.9, 2.51, 38.5),
+    },
+    "AVX2": {
+        # EPYC with AVX2. float32, 140 choices: the fastest of five is picked in 89 %, at worst 1.32 times the best; 80
+        # others: 92 %, 1.72 times. bfloat16, which the library multiplies without vectors there, 50 choices: 92 %, 1.13.
+        "torch": Rates("CPU, AVX2", 8.91e10, 4.34e9, 8.92e-5, 5.92, 0, 0, 49.2, 0, 0),
+        "cpp": Rates("CPU, AVX2, compiled", 1.51e11, inf, 3.74e-5, 24.1, 23.9, 0, 0, 41.7, 0),
+        "torch 16-bit": Rates("CPU, AVX2, 16-bit", 7.01e9, 3.12e12, 1.41e-4, 0.857, 0, 30, 71.1, 1.81, 2.32),
+        "cpp 16-bit": Rates("CPU, AVX2, compiled, 16-bit", 1.41e11, 1.87e10, 2.76e-5, 14.6, 46.2, 43.8, 0, 11.4, 22.9),
+    },
+}
 
 # What a large product reaches of the peak, and what starting a kernel costs. Assumptions, not measurements: they only
 # order the candidates, and the nearest are timed before one is used.
@@ -114,17 +127,32 @@ DATA_SHEETS = {
 }
 
 
-def rates_for(device: torch.device, dtype: torch.dtype) -> Rates | GpuRates:
-    """The rates to plan with for a device and a dtype."""
+def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch") -> Rates | GpuRates:
+    """The rates to plan with for a device, a dtype and a backend; the same for all backends of a GPU."""
     if device.type == "cpu":
-        if dtype == torch.float64:
-            return replace(CPU, name="CPU, float64", flops=CPU.flops / 2)
-        return CPU if dtype == torch.float32 else CPU_16_BIT
+        return _cpu_rates(dtype, backend) or _cpu_rates(dtype, "torch") or CPU["AVX512"]["torch"]
     name = tune.device_name(device)
     for known, sheet in DATA_SHEETS.items():
         if re.search(rf"\b{known}\b", name) and "Laptop" not in name:
             return sheet.rates(f"{known}, data sheet", dtype)
     return measured(device, dtype) or DATA_SHEETS["H100"].rates("unknown GPU, taken for an H100, data sheet", dtype)
+
+
+def _cpu_rates(dtype: torch.dtype, backend: str) -> Rates | None:
+    """Rates of a backend on this CPU; ``None`` where such a CPU was not measured."""
+    name = f"{backend} 16-bit" if dtype.itemsize == 2 else backend
+    rates = CPU.get(torch.backends.cpu.get_cpu_capability(), {}).get(name)
+    if rates and dtype == torch.float64:
+        return replace(rates, name=f"{rates.name}, float64", flops=rates.flops / 2)
+    return rates
+
+
+def compiled_unproven(dtype: torch.dtype) -> str:
+    """Why nobody knows whether the compiled kernels beat plain torch on this CPU; empty where it was measured."""
+    if _cpu_rates(dtype, "cpp"):
+        return ""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"not timed beside plain torch on a CPU with {capability}; ask for backend='cpp'"
 
 
 def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:

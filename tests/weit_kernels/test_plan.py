@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import weit_kernels
 from tests.weit_kernels.cases import PATHS
-from weit_kernels import kron_linear, plan
+from weit_kernels import cpp, kron_linear, plan
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import panel
 
@@ -44,8 +44,24 @@ def test_picks_the_order_that_needs_fewer_operations(scalers: tuple[int, int, in
     for needs_grad in (False, True):
         chosen = plan(4096, scalers, (128, 128), torch.float32, "cpu", needs_grad=needs_grad)
         assert chosen.path == path
-        assert chosen.backend == "torch"
         assert chosen.flops < chosen.dense_flops / 2
+
+
+@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_compiled_kernels_only_where_they_were_measured_and_win(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_operations, many_operations = (4096, (4, 16, 16), (128, 128)), (4096, (64, 8, 8), (64, 64))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert plan(*few_operations, dtype, "cpu").backend == "cpp"
+    if dtype == torch.float32:  # the library multiplies bfloat16 so slowly there that operations do not decide
+        assert plan(*many_operations, dtype, "cpu").backend == "torch"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEW")
+    chosen = plan(*few_operations, dtype, "cpu")
+    assert chosen.backend == "torch"
+    assert "not considered: not timed beside plain torch on a CPU with NEW" in chosen.explain()
+    assert plan(*few_operations, dtype, "cpu", backend="cpp").backend == "cpp"
 
 
 def test_picks_the_panel_where_no_order_saves_operations() -> None:
@@ -56,14 +72,16 @@ def test_picks_the_panel_where_no_order_saves_operations() -> None:
 
 def test_auto_runs_what_the_plan_says() -> None:
     ran = []
-    for path, module in PATH_MODULES.items():
-        original = module.linear
+    modules = [(path, "torch", module) for path, module in PATH_MODULES.items()]
+    modules += [(path, "cpp", module) for path, module in cpp.PATHS.items()]
+    for path, backend, module in modules:
+        original, name = module.linear, (path, backend)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "linear", lambda *a, path=path, f=original: ran.append(path) or f(*a))
+            patch.setattr(module, "linear", lambda *a, name=name, f=original: ran.append(name) or f(*a))
             for M, (N, m, n), (p, q) in SHAPES.values():
                 kron_linear(torch.randn(M, n * q), torch.randn(N, p, q), torch.randn(N, m, n))
-    planned = [plan(M, s, t, torch.float32, "cpu", needs_grad=False).path for M, s, t in SHAPES.values()]
-    assert sorted(ran) == sorted(planned)
+    plans = [plan(M, s, t, torch.float32, "cpu", needs_grad=False) for M, s, t in SHAPES.values()]
+    assert sorted(ran) == sorted((chosen.path, chosen.backend) for chosen in plans)
 
 
 @pytest.mark.parametrize("rows", [1, 100, 100_000])
@@ -131,7 +149,7 @@ def test_explain_shows_every_path_and_the_choice() -> None:
             (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),
             {"backend": "cuda"},
             RuntimeError,
-            "'cuda' cannot run: no cuda kernels are built",
+            "'cuda' cannot run: the CUDA kernels need a GPU, the tensors are on cpu",
         ),
         (
             (1, (4, 3, 3), (8, 8), torch.float32, "cpu"),

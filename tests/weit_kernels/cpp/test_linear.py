@@ -15,7 +15,7 @@ from tests.weit_kernels.cases import (
     reference_linear,
     relative_error,
 )
-from weit_kernels import cpp, kron_conv2d, kron_linear, plan
+from weit_kernels import cpp, kron_conv2d, kron_linear
 
 pytestmark = pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
 
@@ -140,9 +140,3 @@ def test_what_is_refused(dtype: torch.dtype, kwargs: dict, message: str) -> None
 def test_the_operator_itself_refuses_what_would_be_read_out_of_bounds(change, error, message: str) -> None:
     with pytest.raises(error, match=message):
         torch.ops.weit_cpp.chain.default(*change(*RAGGED.operands(torch.float32)), RAGGED.out_features, False)
-
-
-def test_auto_leaves_it_alone_until_it_is_measured_here() -> None:
-    sizes = (4096, (4, 16, 16), (64, 64), torch.float32, "cpu")
-    assert plan(*sizes).backend == "torch"
-    assert plan(*sizes, backend="cpp").backend == "cpp"
