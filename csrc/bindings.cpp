@@ -74,7 +74,8 @@ Tensor chain(
   Tensor bias;
   if (bias_) {
     check_alike("bias", *bias_, x);
-    TORCH_CHECK_VALUE(bias_->dim() == 1 && bias_->size(0) == out, "bias must have shape (", out, "), got ", bias_->sizes());
+    TORCH_CHECK_VALUE(
+        bias_->dim() == 1 && bias_->size(0) == out, "bias must have shape (", out, "), got ", bias_->sizes());
     bias = bias_->contiguous();
   }
   Tensor y = at::empty({x.size(0), out}, x.options());
@@ -131,7 +132,7 @@ TORCH_LIBRARY_IMPL(weit_cpp, CPU, library) {
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  module.def("instruction_sets", &weit::instruction_sets, "Instruction sets with kernels for this CPU, the best first.");
-  module.def("instruction_set", &weit::instruction_set, "The instruction set in use.");
-  module.def("use_instruction_set", &weit::use_instruction_set, "Use another one, for tests; not while others compute.");
+  module.def("instruction_sets", &weit::instruction_sets, "Those with kernels for this CPU, the best first.");
+  module.def("instruction_set", &weit::instruction_set, "The one in use.");
+  module.def("use_instruction_set", &weit::use_instruction_set, "Use another, for tests; not while others compute.");
 }

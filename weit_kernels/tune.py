@@ -254,17 +254,24 @@ class Cache:
 
 
 def _read(path: Path) -> dict[str, Entry]:
-    """The entries of a file; none, with a warning, where it is damaged or not ours."""
+    """The entries of a file but for damaged ones; none where it is not ours. Either costs a warning."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), dict):
             raise ValueError(f"not a tuning cache of format {FORMAT}")
-        return {key: Entry.checked(value) for key, value in data["entries"].items()}
+        entries = data["entries"]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
         _warn_once(f"weit: the tuning cache {path} is ignored: {error}")
         return {}
+    good: dict[str, Entry] = {}
+    for key, value in entries.items():
+        try:
+            good[key] = Entry.checked(value)
+        except ValueError as error:
+            _warn_once(f"weit: an entry of the tuning cache {path} is ignored: {error}")
+    return good
 
 
 def _write(path: Path, entries: Mapping[str, Entry]) -> None:

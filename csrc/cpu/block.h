@@ -4,6 +4,7 @@
 
 #include "chain.h"
 #include "pack.h"
+#include "sums.h"
 
 namespace {
 
@@ -287,37 +288,9 @@ struct Chain {
     }
   }
 
-  // The sums of all parts, in order, as the gradient of T (strides as T's own).
-  static void finish_dT(const Job &job, const void *sums, int64_t parts, int64_t t, int64_t ap, void *dT) {
-    const int64_t valid = clamp(job.p - ap * kWidth, kWidth);
-    const int64_t part = ceil_div(job.p, kWidth) * job.N * job.q * kWidth;
-    const A *from = static_cast<const A *>(sums) + (ap * job.N + t) * job.q * kWidth;
-    E *to = static_cast<E *>(dT) + t * job.p * job.q + ap * kWidth * job.T_a;
-    for (int64_t k = 0; k < job.q; ++k, from += kWidth, to += job.T_k) {
-      for (int64_t a = 0; a < valid; ++a) {
-        A total = from[a];
-        for (int64_t i = 1; i < parts; ++i) total += from[i * part + a];
-        narrow(total, to[a * job.T_a]);
-      }
-    }
-  }
-
-  static void finish_dS(const Job &job, const void *sums, int64_t parts, void *dS) {
-    const int64_t columns = job.N * job.n;
-    for (int64_t i = 0; i < job.m; ++i) {
-      for (int64_t c = 0; c < columns; ++c) {
-        const A *from = static_cast<const A *>(sums) + i * columns + c;
-        A total = from[0];
-        for (int64_t k = 1; k < parts; ++k) total += from[k * job.m * columns];
-        narrow(
-            total,
-            static_cast<E *>(dS)[c / job.n * job.m * job.n + i * job.S_i + c % job.n * job.S_j]);
-      }
-    }
-  }
-
   static constexpr weit::Kernels table() {
-    return {kWidth, sizeof(A), packed_Z_size, packed_dx_size, block_size, pack_S, pack_T, run, finish_dT, finish_dS};
+    return {kWidth, sizeof(A), packed_Z_size, packed_dx_size, block_size, pack_S, pack_T, run,
+            finish_dT<E, A, kWidth>, finish_dS<E, A>};
   }
 };
 

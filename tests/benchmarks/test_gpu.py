@@ -47,7 +47,7 @@ def test_a_row_has_figures_of_every_contender(tmp_path: Path, name: str) -> None
         assert figures["memory"] == "needs a GPU"
     assert set(row["contenders"]["auto"]["errors"]) == {"output", "x", "templates", "scalers", "bias"}
     assert set(row["contenders"]["dense"]["errors"]) == {"output", "x", "bias"}
-    assert "cuda" in row["contenders"]["panel/cuda"]["not_runnable"]
+    assert "CUDA" in row["contenders"]["panel/cuda"]["not_runnable"]
     assert run.results.data["running"] is None
 
 

@@ -153,6 +153,15 @@ def test_a_damaged_or_foreign_cache_is_ignored_with_one_warning(own_cache: Path,
     assert tune.Cache(own_cache).get("key") == tune.Entry("b", SECONDS)
 
 
+def test_a_damaged_entry_costs_only_itself(own_cache: Path) -> None:
+    good = '"good": {"winner": "b", "seconds": {"a": 2.0, "b": 1.0}}'
+    own_cache.parent.mkdir()
+    own_cache.write_text('{"format": 1, "entries": {"bad": {"winner": "c", "seconds": {}}, ' + good + "}}")
+    with pytest.warns(RuntimeWarning, match=r"an entry of the tuning cache .*tune\.json is ignored"):
+        assert tune.cache().get("good") == tune.Entry("b", {"a": 2.0, "b": 1.0})
+    assert tune.cache().get("bad") is None
+
+
 def test_a_cache_that_is_no_text_is_ignored(own_cache: Path) -> None:
     own_cache.parent.mkdir()
     own_cache.write_bytes(b"\xff\xfe\x00")
