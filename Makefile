@@ -12,7 +12,7 @@ ARGS    ?=
 
 # What each target installs besides the package itself: names of extras in pyproject.toml.
 EXTRAS_demo := demo
-EXTRAS_test := test,timm,transformers,demo,triton
+EXTRAS_test := test,bench,timm,transformers,demo,triton
 EXTRAS_bench := bench
 EXTRAS_lint := dev
 EXTRAS_all  := all
@@ -46,8 +46,12 @@ test-triton: $(VENV)/installed-test ## every check of the Triton kernels, interp
 	$(BIN)/python -m pytest -n $(WORKERS) tests/weit_kernels/triton $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/installed-bench ## the benchmarks, one process, one after the other
-	$(BIN)/python -m pytest benchmarks --timeout=0 $(ARGS)
+bench: $(VENV)/installed-bench ## beside dense layers and other packages, in ten minutes; report in runs/bench
+	$(BIN)/weit bench --minutes 8.5 $(ARGS)
+
+.PHONY: bench-docs
+bench-docs: $(VENV)/installed-bench ## docs/benchmarks.md from benchmarks/results/cpu-*.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu-*.json
 
 # The two targets for a machine with a GPU use the Python that has its torch, and install nothing but this package.
 .PHONY: gpu-check

@@ -1,22 +1,89 @@
-"""Threads, and the table of ratios at the end of a run."""
+"""Options, threads, the order of the suites, and what the JSON file holds beside pytest-benchmark's figures."""
 
 import os
+import time
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.report import table
+from benchmarks.options import OPTIONS, Options, add_options, read_options
+from benchmarks.record import RECORD, Record
+from benchmarks.suite import select
+from benchmarks.tables import ours, peers, whole_models
+from weit.report.html import machine
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-torch.manual_seed(0)
+# What decides most comes first, so that a run that is cut short has it.
+ORDER = ("test_linear", "test_conv", "test_peers", "test_memory", "test_models", "test_growth")
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    machine_info["torch"] = torch.__version__
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "duels(kind, contenders, cpu_shapes): one test a shape, phase and contender")
+    config.stash[OPTIONS], config.stash[RECORD] = read_options(config), Record()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.manual_seed(0)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("duels")
+    if marker is None:
+        return
+    kind, contenders, cpu_shapes = marker.args
+    options = metafunc.config.stash[OPTIONS]
+    names = options.shapes or (cpu_shapes if options.cpu else ())
+    shapes = select(kind, options.cpu, names, options.quick)
+    metafunc.parametrize(
+        ("suite", "phase", "contender"),
+        [
+            pytest.param(suite, phase, contender, id=f"{suite.name}-{phase}-{contender.name}")
+            for suite in shapes
+            for phase in suite.phases
+            for contender in contenders
+        ],
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> Options:
+    return request.config.stash[OPTIONS]
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    return request.config.stash[RECORD]
+
+
+@pytest.fixture(autouse=True)
+def _within_time(request: pytest.FixtureRequest, options: Options, record: Record) -> None:
+    if time.monotonic() > options.deadline:
+        record.skip({"suite": request.node.path.stem, "shape": request.node.name}, "no time was left")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["weit"] = machine()
+    machine_info["threads"] = torch.get_num_threads()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    options = config.stash[OPTIONS]
+    dtype = str(options.dtype).removeprefix("torch.")
+    output_json["weit"] = {"device": options.device, "dtype": dtype, "quick": options.quick}
+    output_json["weit"] |= config.stash[RECORD].rows()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     rows = [bench.extra_info for bench in config._benchmarksession.benchmarks if "ratio" in bench.extra_info]
-    if rows:
-        terminalreporter.section("speed beside the dense layer, medians of interleaved rounds")
-        terminalreporter.write_line(table(rows))
+    for table in (ours(rows), peers(rows), whole_models(rows)):
+        if table.rows:
+            terminalreporter.section(table.title)
+            terminalreporter.write_line(table.markdown())
+    for row in config.stash[RECORD].failed:
+        terminalreporter.write_line(f"FAILED: {' '.join(map(str, row.values()))}")

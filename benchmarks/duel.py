@@ -1,68 +1,124 @@
-"""One contender beside the dense layer: same input, same result checked first, rounds interleaved."""
+"""One contender beside the dense layer: same input, the result checked first, rounds interleaved."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import lru_cache
 from time import perf_counter
+from typing import Any
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
 
+import weit_kernels
+from benchmarks.contenders import AUTO, DENSE, Contender
+from benchmarks.operands import Operands, check, errors, make_step, operands
+from benchmarks.options import Options
+from benchmarks.record import Record
 from benchmarks.suite import SuiteShape
 
-
-def step(module: nn.Module, x: Tensor, dy: Tensor, phase: str) -> Callable[[], object]:
-    """A forward pass without gradients, or a forward and backward pass with all of them."""
-    if phase == "forward":
-
-        def forward() -> object:
-            with torch.no_grad():
-                return module(x)
-
-        return forward
-
-    leaves = [x.requires_grad_(), *module.parameters()]
-    return lambda: torch.autograd.grad(module(x), leaves, dy)
-
-
-def check(module: nn.Module, dense: nn.Module, x: Tensor) -> None:
-    """The contender must compute what the dense layer with its own weight computes."""
-    with torch.no_grad():
-        expected, got = dense(x), module(x)
-    error = float((got - expected).norm() / expected.norm())
-    assert error < 1e-4, f"relative error {error:.1e}: not timed"
+Step = Callable[[], object]
+MOST_ROUNDS = 50
+FEWEST_ROUNDS, LONG = 3, 1.0  # of steps longer than so many seconds
+SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
 
 
 def duel(
-    benchmark: BenchmarkFixture, suite: SuiteShape, phase: str, module: nn.Module, dense: nn.Module, x: Tensor
+    benchmark: BenchmarkFixture,
+    kind: str,
+    suite: SuiteShape,
+    phase: str,
+    contender: Contender,
+    options: Options,
+    record: Record,
 ) -> None:
-    """Time ``module`` with pytest-benchmark and ``dense`` between its rounds; note the ratio and its limit."""
-    check(module, dense, x)
-    dy = torch.randn_like(dense(x))
-    ours, theirs = step(module, x, dy, phase), step(dense, x, dy, phase)
-    dense_seconds: list[float] = []
-
-    def round_of_dense() -> None:
-        theirs()  # untimed: brings the dense layer's operands back into cache
-        start = perf_counter()
-        theirs()
-        dense_seconds.append(perf_counter() - start)
-        ours()
-
-    start = perf_counter()
-    theirs()
-    rounds = min(200, max(9, int(0.7 / (perf_counter() - start + 1e-9) / 4)))
-    benchmark.group = f"{phase}: {suite.name}"
-    benchmark.pedantic(ours, setup=round_of_dense, rounds=rounds, warmup_rounds=2)
-    dense_median = statistics.median(dense_seconds[2:])
+    """Time ``contender`` and, between its rounds, the dense layer; note the ratio, the spread and the limit."""
+    who = {"suite": kind, "shape": suite.name, "phase": phase, "contender": contender.name}
+    if reason := contender.why_not(suite, phase, options.dtype, options.device):
+        record.skip(who, reason)
+    given = operands(suite, options.device, options.dtype)
+    try:
+        dense, dense_error = _dense(given, phase)
+        step = make_step(contender.build(given), given, phase)
+        error = check(step(), given, dense_error)
+    except Exception as failure:  # a contender may raise anything, and the others shall be timed
+        record.fail(who, failure)
+    s = suite.shape
+    benchmark.group = f"{kind} {phase}: {suite.name}"
     benchmark.extra_info.update(
-        shape=suite.name,
-        phase=phase,
+        **who,
         rows=suite.rows,
-        dense_seconds=dense_median,
+        sizes={"N": s.N, "m": s.m, "n": s.n, "p": s.p, "q": s.q, "kernel": list(s.kernel)},
         limit=suite.limit(phase),
-        ratio=dense_median / benchmark.stats.stats.median,
-        threads=torch.get_num_threads(),
+        error=error,
+        dense_error=dense_error,
+        about=contender.about,
     )
+    if contender.name == AUTO:
+        benchmark.extra_info["plan"] = _plan(given, phase)
+    timings = interleave(benchmark, synchronised(step, options.device), synchronised(dense, options.device), options)
+    benchmark.extra_info.update(timings)
+
+
+def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: Options) -> dict[str, Any]:
+    """Time ``ours`` with pytest-benchmark and ``theirs`` before each of its rounds.
+
+    Returns:
+        Medians and interquartile ranges of both in seconds, and the ratio of the medians.
+    """
+    theirs_seconds: list[float] = []
+    once = _seconds(theirs) + _seconds(ours)
+    short = once < SHORT
+
+    def a_round_of_theirs() -> None:
+        if short:
+            theirs()  # brings its operands back into cache
+        theirs_seconds.append(_seconds(theirs))
+        if short:
+            ours()
+
+    least = FEWEST_ROUNDS if once > LONG else options.least_rounds
+    rounds = min(MOST_ROUNDS, max(least, int(options.seconds / once / (2 if short else 1))))
+    benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds, warmup_rounds=1)
+    del theirs_seconds[0]  # of the warm-up round
+    stats, dense = benchmark.stats.stats, statistics.median(theirs_seconds)
+    low, _, high = statistics.quantiles(theirs_seconds, n=4)
+    return {
+        "seconds": stats.median,
+        "iqr": stats.iqr,
+        "dense_seconds": dense,
+        "dense_iqr": high - low,
+        "ratio": dense / stats.median,
+    }
+
+
+def synchronised(step: Step, device: str) -> Step:
+    """The step, on a GPU up to the end of its last kernel."""
+    if device == "cpu":
+        return step
+
+    def waiting() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return waiting
+
+
+@lru_cache(maxsize=1)
+def _dense(given: Operands, phase: str) -> tuple[Step, float]:
+    """The dense layer's step and its error, made once for all contenders of a shape."""
+    step = make_step(DENSE.build(given), given, phase)
+    return step, max(errors(step(), given).values())
+
+
+def _seconds(step: Step) -> float:
+    start = perf_counter()
+    step()
+    return perf_counter() - start
+
+
+def _plan(given: Operands, phase: str) -> str:
+    sizes = (given.suite.rows, tuple(given.S.shape), tuple(given.T.shape), given.dtype, given.x.device)
+    chosen = weit_kernels.plan(*sizes, needs_grad=phase == "train")
+    return f"{chosen.path}_{chosen.backend}"

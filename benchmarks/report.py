@@ -1,50 +1,52 @@
-"""Tables of benchmark results.
+"""Result files as Markdown with plots: how docs/benchmarks.md is made.
 
-python -m benchmarks.report results.json [more.json ...] > docs/benchmarks.md
+    python -m benchmarks.report RESULTS.json [MORE.json ...] [--out docs/benchmarks.md] [--plots docs/img]
+
+Nothing is typed by hand: every number is a result file's.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Mapping
+import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from benchmarks.plots import draw
+from benchmarks.results_file import Results
+from weit.files import atomic_write
+
+_HEAD = "# Benchmarks\n\nWritten by `python -m benchmarks.report`; the numbers are those of the result files.\n"
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A Markdown table of ``extra_info`` entries: times, ratio to dense, operation limit, and share of the limit."""
-    lines = [
-        "| shape | phase | rows | dense, ms | ratio to dense | operation limit | share of limit |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['shape']} | {row['phase']} | {row['rows']} | {1e3 * row['dense_seconds']:.3f} "
-            f"| {row['ratio']:.2f} | {row['limit']:.2f} | {row['ratio'] / row['limit']:.2f} |"
-        )
-    return "\n".join(lines)
+def document(results: Results, plots: dict[str, str]) -> str:
+    """One section for one result file: the machine, every table, and the plots by title and path."""
+    facts = ", ".join(f"{name} {value}" for name, value in results.machine.items())
+    parts = [f"## {results.name}", facts + "."]
+    if results.warning:
+        parts.append(f"**{results.warning}**")
+    for table in results.tables():
+        parts += [f"### {table.title}", table.note, table.markdown()]
+    parts += [f"### {title}\n\n![{title}]({path})" for title, path in plots.items()]
+    return "\n\n".join(parts)
 
 
-def document(path: Path) -> str:
-    """One section for one result file of pytest-benchmark: the machine, the versions and the table."""
-    result = json.loads(path.read_text())
-    machine, rows = result["machine_info"], [bench["extra_info"] for bench in result["benchmarks"]]
-    cpu = machine["cpu"]
-    return "\n".join(
-        [
-            f"## {path.stem}",
-            "",
-            f"{cpu.get('brand_raw', machine['processor'])}, {cpu.get('count')} cores, {rows[0]['threads']} threads, "
-            f"{machine['system']}, Python {machine['python_version']}, torch {machine['torch']}, "
-            f"commit {result['commit_info']['id'][:12]}"
-            f"{' with local changes' if result['commit_info']['dirty'] else ''}, {result['datetime'][:10]}; float32.",
-            "",
-            table(rows),
-        ]
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the document and its plots."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--plots", type=Path, default=Path("docs/img"))
+    args = parser.parse_args(argv)
+    sections = []
+    for path in args.results:
+        results = Results.read(path)
+        plots = draw(results.rows, args.plots, f"benchmarks-{results.name}-")
+        relative = {title: os.path.relpath(plot, args.out.parent) for title, plot in plots.items()}
+        sections.append(document(results, relative))
+    atomic_write(args.out, "\n".join([_HEAD, "\n\n".join(sections), ""]))
+    print(f"{args.out}: {len(sections)} result files")
 
 
 if __name__ == "__main__":
-    print("# Benchmarks\n\nWritten by `python -m benchmarks.report`; the numbers are those of the result files.\n")
-    print("\n\n".join(document(Path(name)) for name in sys.argv[1:]))
+    main()

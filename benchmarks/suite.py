@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weit_kernels.paths import PATHS
 from weit_kernels.shapes import KronShape
+
+KINDS = ("linear", "conv2d")
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,25 @@ def load(kind: str, cpu: bool) -> list[SuiteShape]:
             size = (row["H"], row["W"])
             shapes.append(SuiteShape(row["name"], row["kind"], shape, count * size[0] * size[1], count, size))
     return shapes
+
+
+def select(kind: str, cpu: bool, names: Sequence[str] = (), quick: bool = False) -> list[SuiteShape]:
+    """The shapes called ``names``, all of them by default; ``quick`` makes each small and never changes N, m or n.
+
+    Raises:
+        ValueError: a name that is no shape's.
+    """
+    known = [shape.name for each in KINDS for shape in load(each, cpu)]
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"shapes are {', '.join(known)}, got {', '.join(unknown)}")
+    shapes = [shape for shape in load(kind, cpu) if not names or shape.name in names]
+    return [_small(shape) for shape in shapes] if quick else shapes
+
+
+def _small(suite: SuiteShape) -> SuiteShape:
+    s = suite.shape
+    p, q = max(8, s.p // 8), max(8, s.q // 8)
+    small = replace(suite, shape=replace(s, p=p, q=q, out_features=s.m * p, in_features=s.n * q))
+    if suite.batch:
+        return replace(small, batch=2, size=(7, 7), rows=2 * 7 * 7)
+    return replace(small, rows=min(suite.rows, 128))

@@ -1,4 +1,4 @@
-"""The command line: ``weit demo | pretrain | init | train | compare | doctor``."""
+"""The command line: ``weit demo | pretrain | init | train | compare | bench | doctor``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from weit.cli import compare, demo, doctor, init, pretrain, train
+from weit.cli import bench, compare, demo, doctor, init, pretrain, train
 from weit.cli.arguments import Parser
 from weit_kernels import __version__
 
-_COMMANDS = {"demo": demo, "pretrain": pretrain, "init": init, "train": train, "compare": compare, "doctor": doctor}
+_COMMANDS = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "init": init,
+    "train": train,
+    "compare": compare,
+    "bench": bench,
+    "doctor": doctor,
+}
 _INTERRUPTED = 130
 
 

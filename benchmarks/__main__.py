@@ -1,0 +1,60 @@
+"""Run the suites, then write a table and an HTML report with the machine, the plots and what could not run.
+
+    python -m benchmarks [--quick] [--device cuda] [--shapes deit_b_fc1,llm_4096] [--minutes 9.5] [--out runs/bench]
+
+``weit bench`` and ``make bench`` call this.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks import html, report
+from benchmarks.options import DTYPES
+from benchmarks.results_file import Results
+from weit.files import atomic_write
+
+HERE = Path(__file__).parent
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--shapes", default="", help="names in benchmarks/suite.json, with commas between them")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: tries the suites")
+    parser.add_argument("--minutes", type=float, help="what would start later is left out and listed")
+    parser.add_argument("--suites", default="", help="such as linear,peers; all by default")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and report; pytest's exit status, so 1 if anything failed."""
+    args = parse(argv)
+    files = [HERE / f"test_{name}.py" for name in args.suites.split(",") if name]
+    if missing := [path.name for path in files if not path.is_file()]:
+        print(f"no such suites: {', '.join(missing)}")
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = args.out / "results.json"
+    found.unlink(missing_ok=True)
+    options = ["--device", args.device, "--dtype", args.dtype, "--shapes", args.shapes]
+    options += ["--quick"] * args.quick + ([] if args.minutes is None else ["--minutes", str(args.minutes)])
+    plain = ["-q", "--timeout=0", "--benchmark-quiet", "--benchmark-json", str(found)]
+    status = int(pytest.main([*map(str, files or [HERE]), *options, *plain]))
+    if not found.is_file() or not found.stat().st_size:
+        print("nothing was measured, so there is no report")
+        return status or 1
+    results = Results.read(found)
+    atomic_write(args.out / "table.md", report.document(results, {}) + "\n")
+    print(f"Report: {html.write(results, args.out)}; figures: {found}")
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,44 @@
+"""FastKron (Jangda and Yadav 2024): products with one Kronecker product of factors, here one call a term."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders.base import Contender, LinearPeer, linear_only
+from benchmarks.operands import Operands
+from benchmarks.suite import SuiteShape
+
+MODULE = "pyfastkron.fastkrontorch"
+
+
+class FastKron(LinearPeer):
+    """``Σ_t x (left_tᵀ ⊗ right_tᵀ)``."""
+
+    def __init__(self, operands: Operands) -> None:
+        super().__init__(operands)
+        self._gemkm = importlib.import_module(MODULE).gemkm
+
+    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        terms = [self._gemkm(x, [a.mT, b.mT]) for a, b in zip(left, right, strict=True)]
+        return sum(terms[1:], terms[0])
+
+
+def _supports(suite: SuiteShape, phase: str, dtype: torch.dtype, device: str) -> str:
+    if dtype != torch.float32:
+        return f"its kernels take float32 and float64, not {dtype}"
+    return linear_only(suite, phase, dtype, device)
+
+
+CONTENDERS = (
+    Contender(
+        "fastkron",
+        FastKron,
+        "`pyfastkron.gemkm` for every term, added up",
+        package="pyfastkron",
+        module=MODULE,
+        supports=_supports,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Memory of training: ``measure`` looks, ``model`` predicts, ``budgets`` says what fits."""

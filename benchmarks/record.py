@@ -1,0 +1,43 @@
+"""What a session finds beside timings: who could not run or failed, and memory. It goes into the same JSON file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Record:
+    """Rows for the JSON file.
+
+    Attributes:
+        not_run: contender, suite, shape, phase and the reason, for all that could not run or had no time left.
+        failed: the same for what raised or computed something else than the reference.
+        memory: measured and predicted bytes.
+        budgets: what fits into a given memory.
+    """
+
+    not_run: list[dict[str, str]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    budgets: list[dict[str, Any]] = field(default_factory=list)
+
+    def skip(self, who: dict[str, str], reason: str) -> None:
+        """Note why something does not run, and leave the test."""
+        self.not_run.append({**who, "reason": reason})
+        pytest.skip(reason)
+
+    def fail(self, who: dict[str, str], error: Exception) -> None:
+        """Note what went wrong, and fail the test."""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        self.failed.append({**who, "reason": reason})
+        pytest.fail(reason, pytrace=False)
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+RECORD = pytest.StashKey[Record]()

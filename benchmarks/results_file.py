@@ -1,0 +1,79 @@
+"""A result file: pytest-benchmark's JSON with what ``benchmarks.record`` added."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+from benchmarks.memory import tables as memory_tables
+from benchmarks.tables import Table
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one run of the suites found."""
+
+    name: str
+    data: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read a file that ``pytest benchmarks --benchmark-json`` wrote.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            data = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+        if not isinstance(data, dict) or not {"machine_info", "benchmarks", "weit"} <= data.keys():
+            raise ValueError(f"{path} is no result of these suites: write it with pytest benchmarks --benchmark-json")
+        return cls(path.stem, data)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The figures of every benchmark that has a ratio to the dense layer."""
+        return [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """What ran this, in words."""
+        info, commit = self.data["machine_info"], self.data["commit_info"]
+        dirty = " with local changes" if commit.get("dirty") else ""
+        return {
+            **info["weit"],
+            "threads": f"{info['threads']}",
+            "device": self.data["weit"]["device"],
+            "dtype": self.data["weit"]["dtype"],
+            "commit": f"{str(commit.get('id'))[:12]}{dirty}",
+            "date": self.data["datetime"][:10],
+        }
+
+    @property
+    def warning(self) -> str:
+        """What a reader must know before any number."""
+        return "A quick run on small sizes: the figures say that the suites work and nothing else." * bool(
+            self.data["weit"]["quick"]
+        )
+
+    def tables(self) -> list[Table]:
+        """All tables that have rows, what failed first."""
+        found = self.data["weit"]
+        every = [
+            tables.outcomes("FAILED", "Raised, or computed something else than the reference: not timed.",
+                            found["failed"]),
+            tables.ours(self.rows),
+            tables.peers(self.rows),
+            tables.not_ahead(self.rows),
+            memory_tables.memory(found["memory"]),
+            memory_tables.budgets(found["budgets"]),
+            tables.whole_models(self.rows),
+            tables.growth(self.rows),
+            tables.outcomes("What could not run, and why", "Grouped by reason, with the number of cases.", found["not_run"]),
+        ]  # fmt: skip
+        return [table for table in every if table.rows]

@@ -1,0 +1,194 @@
+"""Tables of a result file: what was measured, beside what, and what could not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.behind import behind
+
+Row = Mapping[str, Any]
+AUTO, MATERIALISED, COMPILED = "auto", "materialised", "materialised_compiled"
+PATHS = ("templates_first_", "scalers_first_", "panel_", "on_the_fly_")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of texts; the first ``words`` columns, and the last if ``reason``, are words, the rest numbers."""
+
+    title: str
+    note: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 2
+    reason: bool = False
+
+    def is_words(self, column: int) -> bool:
+        return column < self.words or (self.reason and column == len(self.headings) - 1)
+
+    def markdown(self) -> str:
+        rule = ["---" if self.is_words(i) else "--:" for i in range(len(self.headings))]
+        lines = [_line(self.headings), "|" + "|".join(rule) + "|", *map(_line, self.rows)]
+        return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+Cases = dict[tuple[str, str], dict[str, Row]]
+
+
+def cases(rows: Iterable[Row], suites: Sequence[str]) -> Cases:
+    """(shape, phase) → contender → its figures, in the order of the file."""
+    found: Cases = {}
+    for row in rows:
+        if row.get("suite") in suites:
+            found.setdefault((row["shape"], row["phase"]), {})[row["contender"]] = row
+    return found
+
+
+def ours(rows: Sequence[Row]) -> Table:
+    """``auto`` beside the dense layer, its operation limit, the best path and the weight made anew."""
+    lines = []
+    for (shape, phase), found in cases(rows, ("linear", "conv2d")).items():
+        auto = found.get(AUTO)
+        if auto is None:
+            continue
+        forced = {name: row["ratio"] for name, row in found.items() if name.startswith(PATHS)}
+        best = max(forced, key=lambda name: forced[name], default="")
+        lines.append(
+            [
+                shape,
+                phase,
+                f"{auto['rows']}",
+                _time(auto["dense_seconds"], auto["dense_iqr"]),
+                _time(auto["seconds"], auto["iqr"]),
+                f"{auto['ratio']:.2f}",
+                f"{auto['limit']:.2f}",
+                f"{auto['ratio'] / auto['limit']:.2f}",
+                auto["plan"],
+                f"{best} {forced[best]:.2f}" if best else "",
+                _ratio(found, MATERIALISED),
+                _ratio(found, COMPILED),
+            ]
+        )
+    return Table(
+        "This package beside the dense layer",
+        "Times are medians of interleaved rounds with their interquartile range, in ms; `ratio` is how many times as fast "
+        "as the dense layer of the same rounds. `limit` is that ratio if operations alone counted. `auto` is what the "
+        "package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by name; "
+        "`materialised` makes the weight anew in every call, eager and under `torch.compile`.",
+        ("shape", "phase", "rows", "dense", "auto", "ratio", "limit", "share", "plan", "best path", MATERIALISED,
+         "compiled"),
+        lines,
+    )  # fmt: skip
+
+
+def peers(rows: Sequence[Row]) -> Table:
+    """How many times as fast as the dense layer this package and every peer are."""
+    found = cases(rows, ("peers",))
+    names = list(dict.fromkeys(name for contenders in found.values() for name in contenders))
+    lines = []
+    for (shape, phase), contenders in found.items():
+        best = max(contenders, key=lambda name: contenders[name]["ratio"])
+        cells = [_ratio(contenders, name) for name in names]
+        lines.append([shape, phase, *cells, best])
+    return Table(
+        "Other packages that compute the same function",
+        "How many times as fast as the dense layer of the same rounds each is; the last column names the fastest. "
+        + " ".join(f"`{name}`: {_about(found, name)}." for name in names),
+        ("shape", "phase", *names, "fastest"),
+        lines,
+        reason=True,
+    )
+
+
+def not_ahead(rows: Sequence[Row]) -> Table:
+    """Where something else is faster than ``auto``, and why."""
+    lines = [
+        [case.shape, case.phase, case.name, f"{case.theirs:.2f}", f"{case.ours:.2f}", f"{case.theirs / case.ours:.2f}",
+         case.standing, case.reason]
+        for suites in (("linear", "conv2d"), ("peers",))
+        for (shape, phase), found in cases(rows, suites).items()
+        for case in behind(shape, phase, found)
+    ]  # fmt: skip
+    return Table(
+        "Where this package is not ahead",
+        "Everything that was faster than `auto` in the same run, with both ratios to the dense layer; the dense layer "
+        "itself has ratio 1. `within the spread`: less apart than half the two interquartile ranges.",
+        ("shape", "phase", "who is faster", "theirs", "ours", "factor", "by how much", "why"),
+        lines,
+        words=3,
+        reason=True,
+    )
+
+
+def whole_models(rows: Sequence[Row]) -> Table:
+    lines = [
+        [
+            row["shape"],
+            f"{row['batch']}",
+            f"{row['dense_parameters'] / 1e6:.1f} M",
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['dense_images_per_second']:.2f}",
+            f"{row['images_per_second']:.2f}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in rows
+        if row.get("suite") == "models"
+    ]
+    return Table(
+        "Whole models",
+        "Pre-training steps (forward, cross-entropy, backward, AdamW) of timm models, dense and after "
+        "`weit.kronify(model, {'templates': 8})`.",
+        ("model", "batch", "parameters, dense", "on a bank", "images/s, dense", "on a bank", "ratio"),
+        lines,
+        words=1,
+    )
+
+
+def growth(rows: Sequence[Row]) -> Table:
+    lines = [
+        [row["what"], row["axis"], f"{row['value']}", _time(row["dense_seconds"], row["dense_iqr"]),
+         _time(row["seconds"], row["iqr"]), f"{row['ratio']:.2f}"]
+        for row in rows
+        if row.get("suite") == "growth"
+    ]  # fmt: skip
+    return Table(
+        "How cost grows",
+        "One size varies, the others stay: a 1024 x 1024 layer of 16 x 16 blocks with N = 8 and 512 rows (forward and "
+        "backward), and a ViT of width 192 and depth 4 on 8 images of 32 x 32 (a training step). Times in ms.",
+        ("what", "which size", "value", "dense", "this package", "ratio"),
+        lines,
+    )
+
+
+def _time(seconds: float, iqr: float) -> str:
+    return f"{1e3 * seconds:.3f} ± {1e3 * iqr:.3f}"
+
+
+def _ratio(found: Mapping[str, Row], name: str) -> str:
+    return f"{found[name]['ratio']:.2f}" if name in found else ""
+
+
+def _about(found: Cases, name: str) -> str:
+    return next(contenders[name]["about"] for contenders in found.values() if name in contenders)
+
+
+def outcomes(title: str, note: str, rows: Sequence[Row]) -> Table:
+    """Contenders that have no figures, grouped by the reason."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["suite"], row["reason"]), []).append(row)
+    lines = [
+        [suite, _names(group, "contender"), _names(group, "shape"), f"{len(group)}", reason]
+        for (suite, reason), group in groups.items()
+    ]
+    return Table(title, note, ("suite", "who", "shapes", "cases", "why"), lines, words=3, reason=True)
+
+
+def _names(rows: Sequence[Row], key: str, most: int = 4) -> str:
+    names = list(dict.fromkeys(row[key] for row in rows if key in row))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,63 @@
+"""Time the operator, its peers and whole models on this machine, and write tables, plots and an HTML report.
+
+The suites are in the repository, not in the installed package: run this in a checkout.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import Namespace
+
+from weit.cli.arguments import Parser, add_fields, read_fields
+
+RESUME = "nothing was written"
+
+
+@dataclass(frozen=True)
+class BenchFlags:
+    """What to run, and where the results go.
+
+    Args:
+        out: folder for results.json, table.md, plots and report.html.
+        device: cpu or cuda.
+        dtype: float32, bfloat16 or float16.
+        shapes: names in benchmarks/suite.json; those of each suite if not given.
+        suites: any of linear, conv, peers, memory, models, growth; all if not given.
+        minutes: what would start later is left out and listed.
+        quick: small sizes and few rounds, to try the suites; the figures then mean nothing.
+    """
+
+    out: Path = Path("runs/bench")
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    shapes: list[str] | None = None
+    suites: list[str] | None = None
+    minutes: float | None = None
+    quick: bool = False
+
+    def arguments(self) -> list[str]:
+        """The same for ``python -m benchmarks``."""
+        given = ["--out", str(self.out), "--device", self.device, "--dtype", self.dtype]
+        given += ["--shapes", ",".join(self.shapes or ()), "--suites", ",".join(self.suites or ())]
+        given += [] if self.minutes is None else ["--minutes", str(self.minutes)]
+        return given + ["--quick"] * self.quick
+
+
+def add_arguments(parser: Parser) -> None:
+    add_fields(parser, BenchFlags)
+
+
+def run(parser: Parser, given: Namespace) -> None:
+    flags = read_fields(parser, given, BenchFlags)
+    if not Path("benchmarks", "suite.json").is_file():
+        raise FileNotFoundError(
+            "there is no benchmarks/ here: the suites are in weit's repository, run this in a checkout"
+        )
+    found = subprocess.run([sys.executable, "-m", "benchmarks", *flags.arguments()])
+    if found.returncode:
+        raise RuntimeError("not everything ran: what failed is listed above and, if there is one, in the report")

@@ -1,0 +1,117 @@
+"""Who is not timed is on record, with the reason; options mean what they say."""
+
+import time
+from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark")
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.weit import Kron
+from benchmarks.duel import duel
+from benchmarks.options import Options, read_options
+from benchmarks.record import Record
+from benchmarks.suite import SuiteShape
+from weit_kernels.shapes import KronShape
+
+SUITE = SuiteShape("tiny", "train", KronShape(2, 3, 3, 4, 4, 12, 12), 5)
+(AUTO,) = (contender for contender in CONTENDERS if contender.name == "auto")
+
+
+def stub() -> Any:
+    """A stand-in for pytest-benchmark's fixture that calls as it does and counts rounds."""
+
+    def pedantic(step, setup, rounds, warmup_rounds) -> None:
+        for _ in range(rounds + warmup_rounds):
+            setup()
+            step()
+        bench.rounds = rounds
+
+    stats = SimpleNamespace(stats=SimpleNamespace(median=1e-3, iqr=1e-4))
+    bench = SimpleNamespace(pedantic=pedantic, extra_info={}, stats=stats, group=None)
+    return bench
+
+
+def run(contender: Any, phase: str = "train") -> tuple[Any, Record]:
+    bench, record = stub(), Record()
+    with suppress(pytest.skip.Exception, pytest.fail.Exception):
+        duel(bench, "linear", SUITE, phase, contender, Options(quick=True), record)
+    return bench, record
+
+
+@pytest.mark.parametrize("phase", ["forward", "train"])
+def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
+    bench, record = run(AUTO, phase)
+    info = bench.extra_info
+    assert bench.group == f"linear {phase}: tiny"
+    assert bench.rounds >= 3
+    assert info["ratio"] == pytest.approx(info["dense_seconds"] / 1e-3)
+    assert 0 <= info["error"] < 1e-5
+    assert info["dense_iqr"] >= 0
+    assert info["plan"].endswith(("torch", "cpp"))
+    assert not record.failed
+    assert not record.not_run
+
+
+class Wrong(Kron):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 1.01
+
+
+class Raises(Kron):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of resources")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [(Wrong, "WrongResult: relative error 1.0e-02 in output"), (Raises, "RuntimeError: out of resources")],
+)
+def test_a_failing_contender_is_on_record_and_not_timed(build: type[Kron], message: str) -> None:
+    bench, record = run(replace(AUTO, name="broken", build=build))
+    assert not bench.extra_info
+    (row,) = record.failed
+    assert message in row.pop("reason")
+    assert row == {"suite": "linear", "shape": "tiny", "phase": "train", "contender": "broken"}
+
+
+def test_what_cannot_run_is_on_record_with_the_reason() -> None:
+    bench, record = run(replace(AUTO, supports=lambda *_: "needs a GPU"))
+    assert not bench.extra_info
+    assert [row["reason"] for row in record.not_run] == ["needs a GPU"]
+
+
+def given(**options: Any) -> Any:
+    defaults = {"device": "cpu", "dtype": "float32", "shapes": "", "quick": False, "minutes": None}
+    return SimpleNamespace(option=SimpleNamespace(**{**defaults, **options}))
+
+
+def test_options_are_read() -> None:
+    options = read_options(given(dtype="bfloat16", shapes="square_768, llm_4096", minutes=2.0))
+    assert options.dtype is torch.bfloat16
+    assert options.shapes == ("square_768", "llm_4096")
+    assert 100 < options.deadline - time.monotonic() <= 120
+    assert read_options(given()).deadline == float("inf")
+    assert read_options(given(quick=True)).seconds < read_options(given()).seconds
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"minutes": 0.0}, "more than 0"),
+        ({"shapes": "square_768,nosuch"}, "got nosuch"),
+        pytest.param(
+            {"device": "cuda"},
+            "sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(pytest.UsageError, match=message):
+        read_options(given(**wrong))

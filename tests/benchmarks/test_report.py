@@ -1,0 +1,149 @@
+"""Tables, plots and pages from a small made-up result file, and the command that makes real ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import html, report
+from benchmarks.behind import behind, family
+from benchmarks.results_file import Results
+from weit.cli import main
+
+SIZES = {"N": 4, "m": 16, "n": 16, "p": 256, "q": 256, "kernel": []}
+PARTS = {"parameters": 2**20, "gradients": 2**20, "optimiser": 2**21, "saved": 2**22, "peak": None}
+
+
+def figures(suite: str, contender: str, ratio: float, **others: Any) -> dict[str, Any]:
+    """A row as ``benchmarks.duel`` writes it: the dense layer takes 10 ms."""
+    row = {"suite": suite, "shape": "llm_4096", "phase": "train", "contender": contender, "rows": 256, "sizes": SIZES}
+    row |= {"limit": 3.7, "error": 1e-7, "dense_error": 1e-7, "about": f"how {contender} works", "iqr": 1e-5}
+    row |= {"seconds": 0.01 / ratio, "dense_seconds": 0.01, "dense_iqr": 1e-5, "ratio": ratio}
+    return {**row, **others}
+
+
+def made_up() -> dict[str, Any]:
+    growth = {"suite": "growth", "what": "one layer", "axis": "N", "seconds": 0.01, "iqr": 0.001}
+    growth |= {"dense_seconds": 0.02, "dense_iqr": 0.001, "ratio": 2.0}
+    rows = [
+        figures("linear", "auto", 3.25, plan="templates_first_torch"),
+        figures("linear", "scalers_first_torch", 3.5),
+        figures("linear", "materialised", 0.9),
+        figures("peers", "auto", 3.25, plan="templates_first_torch"),
+        figures("peers", "opt_einsum", 3.3),
+        figures("peers", "phm", 0.5),
+        {"suite": "models", "shape": "resnet50", "batch": 4, "parameters": 2e6, "dense_parameters": 25e6, "ratio": 0.75,
+         "images_per_second": 6.0, "dense_images_per_second": 8.0, "seconds": 0.66, "dense_seconds": 0.5},
+        *({**growth, "value": value} for value in (1, 2, 4)),
+    ]  # fmt: skip
+    memory = {"what": "one layer", "weights": "dense", "dtype": "float32", "how": "counted", "found": PARTS,
+              "predicted": {**PARTS, "peak": 2**23}}  # fmt: skip
+    who = {"suite": "peers", "shape": "llm_4096", "phase": "train"}
+    return {
+        "machine_info": {"weit": {"processor": "made up", "cores": "2"}, "threads": 2},
+        "commit_info": {"id": "0123456789abcdef", "dirty": True},
+        "datetime": "2026-01-02T03:04:05",
+        "benchmarks": [{"extra_info": row} for row in rows] + [{"extra_info": {}}],
+        "weit": {
+            "device": "cpu",
+            "dtype": "float32",
+            "quick": False,
+            "not_run": [{**who, "contender": name, "reason": "peft is not installed"} for name in ("peft", "lokr")],
+            "failed": [{**who, "contender": "fastkron", "reason": "WrongResult: relative error 1.0e-01 in x"}],
+            "memory": [memory],
+            "budgets": [{"budget_gb": 8, "depth_dense": 4, "depth_kron": 100, "width_dense": 1536, "width_kron": 12544,
+                         "templates": 256}],
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "made-up.json"
+    path.write_text(json.dumps(made_up()))
+    return path
+
+
+def test_the_document_holds_every_table(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "docs" / "benchmarks.md"
+    report.main([str(file), "--out", str(out), "--plots", str(tmp_path / "docs" / "img")])
+    text = out.read_text()
+    for line in (
+        "## made-up",
+        "processor made up, cores 2, threads 2, device cpu, dtype float32, commit 0123456789ab with local changes",
+        "| llm_4096 | train | 256 | 10.000 ± 0.010 | 3.077 ± 0.010 | 3.25 | 3.70 | 0.88 | templates_first_torch "
+        "| scalers_first_torch 3.50 | 0.90 |  |",
+        "| llm_4096 | train | 3.25 | 3.30 | 0.50 | opt_einsum |",
+        "`opt_einsum`: how opt_einsum works.",
+        "| resnet50 | 4 | 25.0 M | 2.0 M | 8.00 | 6.00 | 0.75 |",
+        "| one layer | N | 4 | 20.000 ± 1.000 | 10.000 ± 1.000 | 2.00 |",
+        "| one layer | dense | float32 | counted | 1.0 (1.0) | 1.0 (1.0) | 2.0 (2.0) | 4.0 (4.0) | – (8.0) |",
+        "| 8 GB | 4 | 100 | 1536 | 12544 | 256 |",
+        "| peers | peft, lokr | llm_4096 | 2 | peft is not installed |",
+        "| peers | fastkron | llm_4096 | 1 | WrongResult: relative error 1.0e-01 in x |",
+    ):
+        assert line in text, line
+    assert text.index("### FAILED") < text.index("### This package")
+    for plot in ("growth", "peers"):
+        assert f"](img/benchmarks-made-up-{plot}.png)" in text
+        assert (out.parent / "img" / f"benchmarks-made-up-{plot}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_holds_machine_tables_and_plots(file: Path, tmp_path: Path) -> None:
+    page = html.write(Results.read(file), tmp_path).read_text()
+    for part in ("made up", "What could not run, and why", "peft is not installed", "FAILED", "data:image/png;base64,"):
+        assert part in page
+    assert "quick run" not in page
+
+
+def test_a_quick_run_says_so(file: Path) -> None:
+    data = made_up()
+    data["weit"]["quick"] = True
+    assert "quick run" in report.document(Results("quick", data), {})
+
+
+def test_who_is_ahead_is_named_with_a_reason() -> None:
+    rows = {row["contender"]: row for row in (bench["extra_info"] for bench in made_up()["benchmarks"][3:6])}
+    (case,) = behind("llm_4096", "train", rows)
+    assert (case.name, case.ours, case.theirs, case.standing) == ("opt_einsum", 3.25, 3.3, "clearly")
+    assert "keeps the intermediate" in case.reason
+    assert "0.88 of its operation limit 3.70 (N = 4)" in case.reason
+
+
+def test_the_dense_layer_can_be_ahead_and_spread_counts() -> None:
+    ours = figures("linear", "auto", 0.99, limit=1.0, plan="panel_torch", iqr=0.001)
+    (case,) = behind("deit_b_proj", "forward", {"auto": ours})
+    assert (case.name, case.standing) == ("dense", "within the spread")
+    assert case.reason == "neither order saves operations here (limit 1.00, N = 4)"
+    assert family({**ours, "rows": 1}) == "few rows"
+    assert list(behind("deit_b_proj", "forward", {"phm": ours})) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"benchmarks": []}'])
+def test_foreign_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json"):
+        Results.read(path)
+
+
+def test_weit_bench_outside_a_checkout_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "there is no benchmarks/ here" in said
+
+
+def test_weit_bench_measures_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pytest_benchmark")
+    code = main(["bench", "--quick", "--suites", "conv", "--shapes", "convnext_pw", "--out", str(tmp_path)])
+    said = capfd.readouterr().out
+    assert code == 0, said
+    assert f"Report: {tmp_path / 'report.html'}" in said
+    results = Results.read(tmp_path / "results.json")
+    assert {row["contender"] for row in results.rows} >= {"dense", "auto", "materialised", "panel_torch"}
+    assert "Triton" in (tmp_path / "table.md").read_text()
