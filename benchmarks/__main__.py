@@ -43,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     found = args.out / "results.json"
     found.unlink(missing_ok=True)
-    options = ["--device", args.device, "--dtype", args.dtype, "--shapes", args.shapes]
-    options += ["--quick"] * args.quick + ([] if args.minutes is None else ["--minutes", str(args.minutes)])
-    plain = ["-q", "--timeout=0", "--benchmark-quiet", "--benchmark-json", str(found)]
+    # With "=": pytest, before it knows these options, takes a value by itself for a folder to look for conftest.py in.
+    options = [f"--device={args.device}", f"--dtype={args.dtype}", f"--shapes={args.shapes}"]
+    options += ["--quick"] * args.quick + ([] if args.minutes is None else [f"--minutes={args.minutes}"])
+    plain = ["-q", "--timeout=0", "--benchmark-quiet", f"--benchmark-json={found}"]
     status = int(pytest.main([*map(str, files or [HERE]), *options, *plain]))
     if not found.is_file() or not found.stat().st_size:
         print("nothing was measured, so there is no report")

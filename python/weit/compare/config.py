@@ -13,6 +13,14 @@ from weit.rivals import RIVALS
 WEIT = "weit"
 LONGER = "scratch_longer"
 INITIALIZERS = ("scratch", LONGER, *(name for name in RIVALS if name != "scratch"), WEIT)
+SOURCES = {  # which of the given models a rival takes from
+    "weight_selection": "source",
+    "tleg": "source",
+    "distillation": "source",
+    "ligo": "small",
+    "bert2bert": "small",
+}
+LEARNED = ("ligo", "tleg", "distillation")
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,8 @@ class Grid:
         batch_size: images in a step.
         evaluate_every: steps between the points of a learning curve.
         curve_images: test images that a point of a curve is measured on; the last point takes all.
-        fit_steps: steps of scaler fitting that a start from the bank takes.
+        fit_steps: steps of scaler fitting that a start from the bank takes, and of learning that ligo, tleg and
+            distillation take.
         fit_lr: learning rate of scaler fitting.
         workers: processes, of one thread each; 0 for the number of cores.
 
@@ -78,9 +87,12 @@ class CompareConfig(Grid):
 
     Args:
         bank: folder of a pre-trained bank, for weit.
-        source: folder of a trained dense model at least as large as every target, for weight_selection.
-        initializers: of scratch, weight_selection, weit, and scratch_longer, which is scratch with as much total work
-            as weit had, fitting and its share of the pre-training included.
+        source: folder of a trained dense model, for weight_selection, for which it should be at least as large as every
+            target, tleg, which serves targets of its width, and distillation.
+        small: folder of a trained dense model no larger than the targets, for ligo and bert2bert.
+        initializers: of scratch, weight_selection, ligo, bert2bert, mimetic, tleg, distillation, weit, and
+            scratch_longer, which is scratch with as much total work as weit had, fitting and its share of the
+            pre-training included. One that cannot serve a target is left out there.
 
     Raises:
         ValueError: a field out of range, or an initialiser without what it needs.
@@ -88,7 +100,8 @@ class CompareConfig(Grid):
 
     bank: Path | None = None
     source: Path | None = None
-    initializers: list[str] = field(default_factory=lambda: list(INITIALIZERS))
+    small: Path | None = None
+    initializers: list[str] = field(default_factory=lambda: ["scratch", LONGER, "weight_selection", WEIT])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,8 +111,8 @@ class CompareConfig(Grid):
         require("scratch" in chosen, "initializers", "a list with scratch, which the others are held against", chosen)
         require(LONGER not in chosen or WEIT in chosen, "initializers", f"with {WEIT} where {LONGER} is", chosen)
         require(WEIT not in chosen or self.bank is not None, "bank", f"a folder, for {WEIT}", self.bank)
-        needs_source = "weight_selection" in chosen
-        require(not needs_source or self.source is not None, "source", "a folder, for weight_selection", self.source)
+        for name, given in SOURCES.items():
+            require(name not in chosen or getattr(self, given) is not None, given, f"a folder, for {name}", None)
 
 
 def require_distinct(name: str, values: list[str] | list[float]) -> None:

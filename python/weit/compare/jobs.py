@@ -58,7 +58,7 @@ def make_bank(
 def make_source(
     folder: Path, paths: Paths, report: Report, *, data: str, model: str, size: Size, settings: dict[str, Any]
 ) -> dict[str, float]:
-    """Train the dense model that weight selection takes from, into ``folder``."""
+    """Train a dense model for rivals to take from, into ``folder``."""
     config, task = TrainConfig(**settings), _task(data, paths.get("root"))
     arguments = model_arguments(task, model, size)
     network, progress = build(task, model, size, config.seed), _Ticks(report, config)
@@ -98,14 +98,15 @@ def train_cell(
     """Train one model from one start; its learning curve, and validation and test accuracy at the end.
 
     A model that was initialised before is at ``paths["start"]``, the trained one that a rival takes from at
-    ``paths["source"]``; ``start`` says what went into them.
+    ``paths["source"]``; ``start`` says what went into them, and under ``"learn"`` the settings of a rival that learns.
     """
     task, config = _task(data, paths.get("root")), TrainConfig(**settings)
     if "start" in paths:
         network, _ = load_model(paths["start"])
     else:
         source = load_model(paths["source"])[0] if "source" in paths else None
-        network = RIVALS[initializer](build(task, model, size, config.seed), source, seed=config.seed)
+        learning = {**start["learn"], "data": task.train, "loss": task.loss} if "learn" in start else {}
+        network = RIVALS[initializer](build(task, model, size, config.seed), source, seed=config.seed, **learning)
     shown, progress = head(task.test, curve_images), _Ticks(report, config)
     curve = [task.evaluate(network, shown)["accuracy"]]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from weit.bank import TemplateBank
 from weit.compare import jobs
-from weit.compare.config import LONGER, WEIT, CompareConfig
+from weit.compare.config import LEARNED, LONGER, SOURCES, WEIT, CompareConfig
 from weit.compare.pool import Job, Pool
 from weit.compare.summary import Row, best_lr, kind_of, summarize
 from weit.models import create_model, load_model
@@ -73,12 +73,33 @@ class _Plan:
             self.pretrained = source.config.get("arguments", {})
             self.pretraining[WEIT] = source.config.get("training_flops", 0.0)
             self.digests["bank"] = digest(config.bank, "bank.safetensors") + digest(config.bank, "source.safetensors")
-        if config.source is not None and "weight_selection" in config.initializers:
-            network, saved = load_model(config.source)
-            for each in arguments.values():  # selection takes no time, and a source that is too small should fail now
-                RIVALS["weight_selection"](create_model(config.model, **each), network)
-            self.pretraining["weight_selection"] = saved.get("training_flops", 0.0)
-            self.digests["source"] = digest(config.source, "model.safetensors")
+        self.answering = 0.0  # operations for the teacher's answer to an image
+        self.absent: dict[tuple[str, str], str] = {}
+        for name in config.initializers:
+            if name in RIVALS and name != "scratch":
+                self._prepare(name, arguments)
+
+    def _prepare(self, name: str, arguments: dict[str, dict[str, Any]]) -> None:
+        """Load what a rival takes from, and find out which targets it can serve: without learning that takes no time."""
+        network = None
+        if name in SOURCES:
+            folder = _given(getattr(self.config, SOURCES[name]))
+            network, saved = load_model(folder)
+            self.pretraining[name] = saved.get("training_flops", 0.0)
+            self.digests[SOURCES[name]] = digest(folder, "model.safetensors")
+            forward = training_flops(saved["model"], saved["arguments"]) / 3
+            if name == "distillation":
+                self.answering = forward
+            if name == "tleg":  # the same learngene for all targets, learned at the size of the source from its answers
+                self.pretraining[name] += 4 * forward * self.config.fit_steps * self.config.batch_size
+        for target, each in arguments.items():
+            try:
+                steps = {"steps": 0} if name in LEARNED else {}
+                RIVALS[name](create_model(self.config.model, **each), network, **steps)
+            except ValueError as error:
+                self.absent[target, name] = str(error)
+        if all((target, name) in self.absent for target in arguments):
+            raise ValueError(f"{name} can serve no target: {self.absent[next(iter(arguments)), name]}")
 
     def run(self, pool: Pool) -> Comparison:
         config = self.config
@@ -90,7 +111,7 @@ class _Plan:
         )
         fitted = pool.run(starts, "fitting scalers")
         chosen = [name for name in config.initializers if name != LONGER]
-        pairs = [(target, name) for target in self.sizes for name in chosen]
+        pairs = [(target, name) for target in self.sizes for name in chosen if (target, name) not in self.absent]
         grid = {(*pair, lr): self._cell(*pair, lr, 0) for pair in pairs for lr in config.lrs}
         tried = dict(zip(grid, pool.run(list(grid.values()), "learning rates"), strict=True))
         lrs = {
@@ -103,21 +124,22 @@ class _Plan:
         results = dict(zip(cells, pool.run(list(cells.values()), "seeds"), strict=True))
         rows = []
         for target, size in self.sizes.items():
-            outcomes = {
-                name: (lrs[target, name], [results[target, name, seed] for seed in seeds])
-                for name in config.initializers
-            }
-            extra = {name: self._extra_steps(target, name) for name in config.initializers}
+            present = [name for name in config.initializers if (target, name) not in self.absent]
+            outcomes = {name: (lrs[target, name], [results[target, name, seed] for seed in seeds]) for name in present}
+            extra = {name: self._extra_steps(target, name) for name in present}
             price = self.image_flops[target] * config.batch_size
-            rows.append(summarize(target, kind_of(size, self.pretrained), price, outcomes, extra))
+            absent = {name: reason for (where, name), reason in self.absent.items() if where == target}
+            rows.append(summarize(target, kind_of(size, self.pretrained), price, outcomes, extra, absent))
         return Comparison(config, rows, self.pretraining, self.pretrained, sum(each["seconds"] for each in fitted))
 
     def _extra_steps(self, target: str, initializer: str) -> float:
         """Work before step 0 in training steps of the target: fitting, and an equal share of the pre-training."""
         if initializer == LONGER:
             return 0.0
-        share = self.pretraining[initializer] / len(self.sizes)
-        fitting = self.config.fit_steps if initializer == WEIT else 0
+        share = self.pretraining[initializer] / sum((other, initializer) not in self.absent for other in self.sizes)
+        fitting = float(self.config.fit_steps if initializer in (WEIT, "ligo", "distillation") else 0)
+        if initializer == "distillation":
+            fitting *= 1 + self.answering / self.image_flops[target]
         return fitting + share / (self.image_flops[target] * self.config.batch_size)
 
     def _steps(self, target: str, initializer: str) -> int:
@@ -136,12 +158,16 @@ class _Plan:
 
     def _cell(self, target: str, initializer: str, lr: float, seed: int) -> Job:
         config, steps = self.config, self._steps(target, initializer)
-        start, paths = {}, dict(self.paths)
+        start: dict[str, Any] = {}
+        paths = dict(self.paths)
         if initializer == WEIT:
             begun = self._start(target, seed)
             start, paths["start"] = begun.arguments, config.out / begun.name
-        elif initializer == "weight_selection":
-            start, paths["source"] = {"source": self.digests["source"]}, _given(config.source)
+        elif initializer in SOURCES:
+            given = SOURCES[initializer]
+            start, paths["source"] = {"source": self.digests[given]}, _given(getattr(config, given))
+        if initializer in LEARNED:
+            start["learn"] = {"steps": config.fit_steps, "batch_size": config.batch_size}
         settings = {
             "steps": steps,
             "batch_size": config.batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
@@ -49,13 +49,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """One target with the outcome of every initialiser; ``flops`` is the price of a training step."""
+    """One target with the outcome of every initialiser.
+
+    Attributes:
+        flops: the price of a training step.
+        absent: why an initialiser has no outcome, for each that cannot serve this target.
+    """
 
     target: str
     kind: str
     parameters: int
     flops: int
     outcomes: dict[str, Outcome]
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 def best_lr(validation: dict[float, float]) -> float:
@@ -69,6 +75,7 @@ def summarize(
     flops: int,
     cells: dict[str, tuple[float, list[dict[str, Any]]]],
     extra_steps: dict[str, float],
+    absent: dict[str, str] | None = None,
 ) -> Row:
     """The row of one target; ``cells``: initialiser -> its learning rate and the result of each seed's cell."""
     final = fmean(cell["test"] for cell in cells["scratch"][1])
@@ -78,7 +85,7 @@ def summarize(
         reached = next((step for step, accuracy, _ in curve if accuracy >= final), None)
         tests = [cell["test"] for cell in results]
         outcomes[name] = Outcome(name, lr, tests, curve, extra_steps[name], reached)
-    return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes)
+    return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes, absent or {})
 
 
 def kind_of(size: dict[str, int], pretrained: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import torch
 from weit.compare import Comparison
 from weit.files import atomic_write
 from weit.report.plots import plot_steps, plot_work
-from weit.report.text import HEADINGS, cells, table, verdicts
+from weit.report.text import HEADINGS, LABELS, cells, table, verdicts
 from weit_kernels import __version__
 
 
@@ -41,8 +41,9 @@ def write_report(comparison: Comparison, out: Path, notes: Sequence[str] = ()) -
     atomic_write(out / "results.json", json.dumps(_plain(asdict(comparison)), indent=1) + "\n")
     best = {row.target: max(outcome.mean for outcome in row.outcomes.values()) for row in comparison.rows}
     lines = [
-        {"texts": texts, "first": outcome is next(iter(row.outcomes.values())), "rows": len(row.outcomes),
-         "weit": outcome.initializer == "weit", "best": outcome.mean == best[row.target]}
+        {"texts": texts, "first": texts[3] == LABELS[comparison.config.initializers[0]],
+         "rows": len(comparison.config.initializers), "weit": texts[3] == LABELS["weit"],
+         "best": outcome is not None and outcome.mean == best[row.target]}
         for row, outcome, texts in cells(comparison)
     ]  # fmt: skip
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(

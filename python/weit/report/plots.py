@@ -17,6 +17,11 @@ _COLOURS = {
     "scratch": "#555555",
     LONGER: "#9a9a9a",
     "weight_selection": "#d98200",
+    "ligo": "#009e73",
+    "bert2bert": "#cc79a7",
+    "mimetic": "#8c6d31",
+    "tleg": "#56b4e9",
+    "distillation": "#d55e00",
     WEIT: "#0072b2",
 }  # after Okabe and Ito
 
@@ -42,7 +47,8 @@ def _plot(comparison: Comparison, path: Path, names: list[str], xlabel: str, by_
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axis, row in zip(axes.flat, comparison.rows, strict=False):
         for name in names:
-            _draw(axis, row.outcomes[name], by_work)
+            if name in row.outcomes:
+                _draw(axis, row.outcomes[name], by_work)
         axis.set_title(f"{row.target} ({row.kind})", fontsize=11)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -51,8 +57,16 @@ def _plot(comparison: Comparison, path: Path, names: list[str], xlabel: str, by_
     for axis in axes[:, 0]:
         axis.set_ylabel("test accuracy, %")
     figure.supxlabel(xlabel, fontsize=11)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(names), frameon=False)
+    drawn = [pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in drawn}  # no target needs to have them all
+    labels = [LABELS[name] for name in names if LABELS[name] in handles]
+    figure.legend(
+        [handles[label] for label in labels],
+        labels,
+        loc="outside upper center",
+        ncols=min(len(names), 5),
+        frameon=False,
+    )
     figure.savefig(path)
 
 

@@ -12,6 +12,11 @@ LABELS = {
     "scratch": "scratch",
     LONGER: "scratch, same total work",
     "weight_selection": "weight selection",
+    "ligo": "LiGO",
+    "bert2bert": "bert2BERT",
+    "mimetic": "mimetic",
+    "tleg": "TLEG",
+    "distillation": "distillation",
     WEIT: "WeiT",
 }
 HEADINGS = (
@@ -27,15 +32,18 @@ HEADINGS = (
 )
 
 
-def cells(comparison: Comparison) -> list[tuple[Row, Outcome, tuple[str, ...]]]:
+def cells(comparison: Comparison) -> list[tuple[Row, Outcome | None, tuple[str, ...]]]:
     """The table: a line for each target and initialiser, under ``HEADINGS``; accuracies on the test split, %."""
-    lines: list[tuple[Row, Outcome, tuple[str, ...]]] = []
+    lines: list[tuple[Row, Outcome | None, tuple[str, ...]]] = []
     for row in comparison.rows:
-        for name, outcome in row.outcomes.items():
+        for name in comparison.config.initializers:
+            outcome, first = row.outcomes.get(name), (row.target, row.kind, f"{row.parameters:,}", LABELS[name])
+            if outcome is None:
+                lines.append((row, None, (*first, "", "", "does not apply", "", "")))
+                continue
             final = f"{100 * outcome.mean:.1f} ± {100 * outcome.spread:.1f}"
             begun = f"{100 * outcome.curve[0][1]:.1f}"
-            texts = (row.target, row.kind, f"{row.parameters:,}", LABELS[name], f"{outcome.lr:g}", begun, final)
-            lines.append((row, outcome, (*texts, *_reached(outcome))))
+            lines.append((row, outcome, (*first, f"{outcome.lr:g}", begun, final, *_reached(outcome))))
     return lines
 
 
@@ -57,20 +65,29 @@ def table(comparison: Comparison) -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """What the numbers say about WeiT, good or bad, one sentence each; none where it was left out."""
+    """What the numbers say about WeiT, good or bad, one sentence each, and which initialisers do not apply, and why."""
     rows, config = comparison.rows, comparison.config
     if WEIT not in config.initializers:
-        return []
+        return _absences(rows)
     after = f"after {config.steps} training steps"
-    lines = [_standing(rows, "scratch", f"Against scratch, {after}")]
-    if "weight_selection" in config.initializers:
-        lines.append(_standing(rows, "weight_selection", f"Against weight selection, {after}"))
+    lines = [
+        _standing(rows, name, f"Against {LABELS[name]}, {after}")
+        for name in config.initializers
+        if name not in (WEIT, LONGER)
+    ]
     if LONGER in config.initializers:
         lines.append(_standing(rows, LONGER, "Against scratch that was trained longer, for the same total work"))
-    return [*lines, *_speed(rows), _price(comparison), *_edges(comparison)]
+    return [*lines, *_speed(rows), _price(comparison), *_edges(comparison), *_absences(rows)]
+
+
+def _absences(rows: list[Row]) -> list[str]:
+    return [
+        f"{LABELS[name]} does not apply to {row.target}: {why}." for row in rows for name, why in row.absent.items()
+    ]
 
 
 def _standing(rows: list[Row], rival: str, opening: str) -> str:
+    rows = [row for row in rows if rival in row.outcomes]
     groups: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for row in rows:
         ours, theirs = row.outcomes[WEIT], row.outcomes[rival]

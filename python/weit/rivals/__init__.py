@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from torch import nn
 
-from weit.rivals import scratch, weight_selection
+from weit.rivals import bert2bert, distillation, ligo, mimetic, scratch, tleg, weight_selection
 
 RIVALS: dict[str, Callable[..., nn.Module]] = {
     "scratch": scratch.initialize_like,
     "weight_selection": weight_selection.initialize_like,
+    "ligo": ligo.initialize_like,
+    "bert2bert": bert2bert.initialize_like,
+    "mimetic": mimetic.initialize_like,
+    "tleg": tleg.initialize_like,
+    "distillation": distillation.initialize_like,
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
+
+from weit.rivals.layers import counterparts, require_source
 
 # The axes of weit.models.VisionTransformer's parameters that run over attention heads.
 _HEAD_AXES = {(f"{role}.{kind}", 0) for role in "qkv" for kind in ("weight", "bias")} | {("o.weight", 1)}
@@ -28,12 +28,11 @@ def initialize_like(target: nn.Module, source: nn.Module | None, *, seed: int = 
 
     Source: Xu et al., "Initializing Models with Larger Ones", ICLR 2024.
     """
-    if source is None:
-        raise ValueError("source must be a trained model, got None")
+    larger = require_source(source)
     if layers not in ("even", "first"):
         raise ValueError(f'layers must be "even" or "first", got {layers!r}')
-    theirs, ours = source.state_dict(), target.state_dict()
-    names = _map_layers(theirs, ours, layers)
+    theirs, ours = larger.state_dict(), target.state_dict()
+    names = counterparts(theirs, ours, _even if layers == "even" else _first)
     missing = [name for name in ours if names[name] not in theirs]
     if missing:
         raise ValueError(f"source must be of the target's family, but has no {names[missing[0]]}")
@@ -68,37 +67,18 @@ def _evenly(have: int, want: int, group: int) -> Tensor:
     return (first[:, None] * group + torch.arange(group)).flatten()
 
 
-def _map_layers(theirs: Iterable[str], ours: Iterable[str], layers: str) -> dict[str, str]:
-    """The source's name of each of the target's tensors: numbers in a path are layers, picked for each container."""
-    have, want = _count_layers(theirs), _count_layers(ours)
-    names: dict[str, str] = {}
-    for name in ours:
-        parts, mapped = name.split("."), list[str]()
-        for i, part in enumerate(parts):
-            container = ".".join(parts[:i])
-            source_count = have.get(".".join(mapped), 0)  # 0: of another family, which the caller reports
-            if part.isdigit() and source_count:
-                target_count = want[container]
-                if source_count < target_count:
-                    counts = f"{container} has {source_count} in source and {target_count} in target"
-                    raise ValueError(f"source must have at least as many layers as target, but {counts}")
-                part = str(_layer(int(part), source_count, target_count, layers))
-            mapped.append(part)
-        names[name] = ".".join(mapped)
-    return names
+def _even(position: int, have: int, want: int, path: str) -> int:
+    """From the first to the last."""
+    _require_enough(have, want, path)
+    return position if want == 1 else round(position * (have - 1) / (want - 1))
 
 
-def _layer(position: int, have: int, want: int, layers: str) -> int:
-    return position if layers == "first" or want == 1 else round(position * (have - 1) / (want - 1))
+def _first(position: int, have: int, want: int, path: str) -> int:
+    _require_enough(have, want, path)
+    return position
 
 
-def _count_layers(names: Iterable[str]) -> dict[str, int]:
-    """How many numbered children each container has."""
-    counts: dict[str, int] = {}
-    for name in names:
-        parts = name.split(".")
-        for i, part in enumerate(parts):
-            if part.isdigit():
-                container = ".".join(parts[:i])
-                counts[container] = max(counts.get(container, 0), int(part) + 1)
-    return counts
+def _require_enough(have: int, want: int, path: str) -> None:
+    if have < want:
+        counts = f"{path} has {have} in source and {want} in target"
+        raise ValueError(f"source must have at least as many layers as target, but {counts}")

@@ -28,11 +28,14 @@ def test_workers_are_the_cores_unless_said():
         ({"initializers": ["weit"]}, "initializers must be a list with scratch"),
         (
             {"initializers": ["scratch", "magic"]},
-            "initializers must be of scratch, scratch_longer, weight_selection, weit",
+            "initializers must be of scratch, scratch_longer, weight_selection, ligo, bert2bert, mimetic, tleg, "
+            "distillation, weit",
         ),
         ({"initializers": ["scratch", "scratch_longer"]}, "initializers must be with weit where scratch_longer is"),
         ({"bank": None}, "bank must be a folder, for weit, got None"),
         ({"source": None}, "source must be a folder, for weight_selection, got None"),
+        ({"initializers": ["scratch", "tleg"], "source": None}, "source must be a folder, for tleg, got None"),
+        ({"initializers": ["scratch", "ligo"]}, "small must be a folder, for ligo, got None"),
     ],
 )
 def test_fields_out_of_range_are_named(fields, message):
@@ -41,4 +44,8 @@ def test_fields_out_of_range_are_named(fields, message):
 
 
 def test_nothing_is_needed_for_what_is_not_compared():
-    assert CompareConfig(out=Path("out"), initializers=["scratch"]).bank is None
+    assert CompareConfig(out=Path("out"), initializers=["scratch", "mimetic"]).bank is None
+
+
+def test_the_usual_comparison_is_with_scratch_and_selection():
+    assert CompareConfig(**FOLDERS).initializers == ["scratch", "scratch_longer", "weight_selection", "weit"]

@@ -50,6 +50,23 @@ def compared(prepared):
     return config, compare(config, pool), pool.ran
 
 
+@pytest.fixture(scope="module")
+def rivals(prepared):
+    """All rivals on two targets; the source is as large as the larger, the small one as the smaller."""
+    settings = {"steps": 6, "batch_size": 8, "evaluate_every": 3}
+    size = {"width": 16, "depth": 1}
+    jobs.make_source(
+        prepared / "small", {}, lambda share: None, data="digits", model="vit", settings=settings, size=size
+    )
+    config = CompareConfig(
+        out=prepared, source=prepared / "source", small=prepared / "small", targets=TARGETS,
+        initializers=["scratch", "ligo", "bert2bert", "mimetic", "tleg", "distillation"],
+        lrs=[1e-3], seeds=1, steps=2, batch_size=8, evaluate_every=2, curve_images=50, fit_steps=3,
+    )  # fmt: skip
+    pool = Here(prepared)
+    return compare(config, pool), pool.ran
+
+
 def flops(target):
     width, depth = map(int, target.split("x"))
     return training_flops("vit", model_arguments(load_task("digits"), "vit", {"width": width, "depth": depth}))
@@ -125,6 +142,38 @@ def test_another_bank_or_another_fitting_makes_other_cells(compared, prepared):
     assert len(start["bank"]) == 128
     rival = next(name for name in ran if name.startswith("cells/weight_selection/"))
     assert len(ran[rival][0].arguments["start"]["source"]) == 64
+
+
+def test_a_rival_is_left_out_where_it_cannot_serve(rivals):
+    comparison, ran = rivals
+    narrow, wide = comparison.rows
+    assert list(narrow.outcomes) == ["scratch", "ligo", "bert2bert", "mimetic", "distillation"]
+    assert list(wide.outcomes) == ["scratch", "ligo", "bert2bert", "mimetic", "tleg", "distillation"]
+    assert list(narrow.absent) == ["tleg"]
+    assert narrow.absent["tleg"].startswith("source and target must differ in depth alone, but pos_embed is")
+    assert not any(name.startswith("cells/tleg/16x1") for name in ran)
+
+
+def test_what_rivals_do_before_step_0_is_counted(rivals, prepared):
+    comparison, _ = rivals
+    source, small = (load_model(prepared / name)[1]["training_flops"] for name in ("source", "small"))
+    for row in comparison.rows:
+        extra, step = {name: outcome.extra_steps for name, outcome in row.outcomes.items()}, row.flops
+        assert extra["mimetic"] == 0
+        assert extra["bert2bert"] == pytest.approx(small / 2 / step)
+        assert extra["ligo"] == pytest.approx(3 + small / 2 / step)
+        answers = 3 * 8 * flops("32x2") / 3  # three steps of the teacher's forward pass
+        assert extra["distillation"] == pytest.approx(3 + answers / step + source / 2 / step)
+    learngene = 3 * 8 * flops("32x2") * 4 / 3  # three steps of a model as large as the source, and the source's answers
+    wide = comparison.rows[1]
+    assert wide.outcomes["tleg"].extra_steps == pytest.approx((source + learngene) / wide.flops)
+
+
+def test_rivals_that_learn_are_told_how_long(rivals):
+    _, ran = rivals
+    for name in ("ligo", "tleg", "distillation"):
+        assert ran[f"cells/{name}/32x2-lr0.001-seed0"][0].arguments["start"]["learn"] == {"steps": 3, "batch_size": 8}
+    assert "learn" not in ran["cells/bert2bert/32x2-lr0.001-seed0"][0].arguments["start"]
 
 
 def test_a_rate_that_blows_up_is_an_answer(tmp_path):

@@ -29,6 +29,13 @@ def test_curves_are_means_over_seeds(row):
     assert curve[0][2] == pytest.approx(0.02**0.5)
 
 
+def test_who_cannot_serve_a_target_is_told_apart():
+    cells = {"scratch": (0.004, [cell(0.1, 0.5)])}
+    assert summarize("32x2", "wider", 7, cells, {"scratch": 0.0}).absent == {}
+    row = summarize("32x2", "wider", 7, cells, {"scratch": 0.0}, {"tleg": "another width"})
+    assert (list(row.outcomes), row.absent) == (["scratch"], {"tleg": "another width"})
+
+
 def test_reaching_scratch_is_a_matter_of_the_mean_curve(row):
     assert row.outcomes["scratch"].reached == 20  # mean 0.8
     assert row.outcomes["weit"].reached == 10

@@ -1,7 +1,8 @@
 import pytest
 
 from tests.weit.report.example import example
-from weit.report import table, verdicts
+from weit.compare.config import INITIALIZERS
+from weit.report import LABELS, table, verdicts
 
 
 def test_the_table_has_a_line_for_each_target_and_start():
@@ -51,6 +52,22 @@ def test_a_rate_at_the_edge_of_the_list_is_said():
 def test_work_that_nobody_recorded_is_said():
     assert "The bank's pre-training took 0.60 Tflop, 100 % of what" in " ".join(verdicts(example()))
     assert "not recorded in the bank" in " ".join(verdicts(example(pretraining=0.0)))
+
+
+def test_who_does_not_apply_is_in_the_table_and_the_reason_below():
+    comparison = example()
+    row = comparison.rows[1]
+    del row.outcomes["weight_selection"]
+    row.absent["weight_selection"] = "source must be at least as large as target"
+    (line,) = [line for line in table(comparison).splitlines() if "apply" in line]
+    assert line.split() == ["weight", "selection", "does", "not", "apply"]
+    _, selection, *_, last = verdicts(comparison)
+    assert "of 2 (" in selection
+    assert last == "weight selection does not apply to 32x6: source must be at least as large as target."
+
+
+def test_every_initializer_has_a_name():
+    assert {*LABELS} == {*INITIALIZERS}
 
 
 def test_without_weit_there_is_nothing_to_say():
