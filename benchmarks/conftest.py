@@ -7,14 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.options import OPTIONS, Options, add_options, read_options
+from benchmarks.options import DEADLINES, OPTIONS, SHARES, Options, add_options, read_options
 from benchmarks.record import RECORD, Record
 from benchmarks.suite import select
 from benchmarks.tables import ours, peers, whole_models
 from weit.report.html import machine
-
-# What decides most comes first, so that a run that is cut short has it.
-ORDER = ("test_linear", "test_conv", "test_peers", "test_memory", "test_models", "test_growth")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,8 +44,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = list(SHARES)  # what decides most comes first
+    items.sort(key=lambda item: order.index(item.path.stem))
+    config.stash[DEADLINES] = config.stash[OPTIONS].deadlines(item.path.stem for item in items)
 
 
 @pytest.fixture
@@ -62,8 +61,8 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 
 @pytest.fixture(autouse=True)
-def _within_time(request: pytest.FixtureRequest, options: Options, record: Record) -> None:
-    if time.monotonic() > options.deadline:
+def _within_time(request: pytest.FixtureRequest, record: Record) -> None:
+    if time.monotonic() > request.config.stash[DEADLINES][request.node.path.stem]:
         record.skip({"suite": request.node.path.stem, "shape": request.node.name}, "no time was left")
 
 

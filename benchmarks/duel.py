@@ -20,7 +20,7 @@ from benchmarks.suite import SuiteShape
 
 Step = Callable[[], object]
 MOST_ROUNDS = 50
-FEWEST_ROUNDS, LONG = 3, 1.0  # of steps longer than so many seconds
+FEWEST_ROUNDS, LONG = 3, 0.4  # of steps longer than so many seconds; they need no warm-up either
 SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
 
 
@@ -78,10 +78,10 @@ def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: O
         if short:
             ours()
 
-    least = FEWEST_ROUNDS if once > LONG else options.least_rounds
+    least, warmup = (FEWEST_ROUNDS, 0) if once > LONG else (options.least_rounds, 1)
     rounds = min(MOST_ROUNDS, max(least, int(options.seconds / once / (2 if short else 1))))
-    benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds, warmup_rounds=1)
-    del theirs_seconds[0]  # of the warm-up round
+    benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds, warmup_rounds=warmup)
+    del theirs_seconds[:warmup]
     stats, dense = benchmark.stats.stats, statistics.median(theirs_seconds)
     low, _, high = statistics.quantiles(theirs_seconds, n=4)
     return {

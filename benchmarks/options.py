@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,6 +12,15 @@ import torch
 from benchmarks.suite import select
 
 DTYPES = ("float32", "bfloat16", "float16")
+# The suites in their order, and their shares of --minutes: each begins, even on a machine too slow for all of them.
+SHARES = {
+    "test_linear": 0.50,
+    "test_conv": 0.11,
+    "test_peers": 0.21,
+    "test_memory": 0.07,
+    "test_models": 0.07,
+    "test_growth": 0.04,
+}
 
 
 @dataclass(frozen=True)
@@ -21,14 +31,16 @@ class Options:
         device, dtype: what is measured.
         shapes: names in ``suite.json``; empty for those of each suite.
         quick: small sizes and few rounds; the figures then mean nothing.
-        deadline: what starts later than this (``time.monotonic()``) is left out.
+        minutes: for all suites; what would start later is left out.
+        began: when the session did, by ``time.monotonic()``.
     """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     shapes: tuple[str, ...] = ()
     quick: bool = False
-    deadline: float = field(default=float("inf"))
+    minutes: float = float("inf")
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def cpu(self) -> bool:
@@ -42,6 +54,15 @@ class Options:
     @property
     def least_rounds(self) -> int:
         return 3 if self.quick else 5
+
+    def deadlines(self, suites: Iterable[str]) -> dict[str, float]:
+        """When each of the suites that are run stops beginning new cases; what one leaves, the next ones have."""
+        run, ends, share = set(suites), dict[str, float](), 0.0
+        total = sum(SHARES[name] for name in run)
+        for name in filter(run.__contains__, SHARES):
+            share += SHARES[name]
+            ends[name] = self.began + 60 * self.minutes * share / total
+        return ends
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -70,8 +91,9 @@ def read_options(config: pytest.Config) -> Options:
         select("linear", True, names)
     except ValueError as error:
         raise pytest.UsageError(f"--shapes: {error}") from error
-    deadline = float("inf") if given.minutes is None else time.monotonic() + 60 * given.minutes
-    return Options(given.device, getattr(torch, given.dtype), names, given.quick, deadline)
+    minutes = float("inf") if given.minutes is None else given.minutes
+    return Options(given.device, getattr(torch, given.dtype), names, given.quick, minutes)
 
 
 OPTIONS = pytest.StashKey[Options]()
+DEADLINES = pytest.StashKey[dict[str, float]]()

@@ -1,6 +1,5 @@
 """Who is not timed is on record, with the reason; options mean what they say."""
 
-import time
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -95,8 +94,10 @@ def test_options_are_read() -> None:
     options = read_options(given(dtype="bfloat16", shapes="square_768, llm_4096", minutes=2.0))
     assert options.dtype is torch.bfloat16
     assert options.shapes == ("square_768", "llm_4096")
-    assert 100 < options.deadline - time.monotonic() <= 120
-    assert read_options(given()).deadline == float("inf")
+    ends = options.deadlines(["test_peers", "test_linear", "test_linear"])
+    assert list(ends) == ["test_linear", "test_peers"]  # the order in which they run
+    assert options.began < ends["test_linear"] < ends["test_peers"] == pytest.approx(options.began + 120)
+    assert read_options(given()).deadlines(["test_conv"]) == {"test_conv": float("inf")}
     assert read_options(given(quick=True)).seconds < read_options(given()).seconds
 
 
