@@ -42,10 +42,33 @@ def why_no_cuda(torch: Any, cuda_home: str | None) -> str | None:
         return "this torch has no CUDA"
     if cuda_home is None or not (nvcc := Path(cuda_home, "bin", "nvcc")).exists():
         return "nvcc not found; CUDA_HOME names its toolkit"
-    release = re.search(r"release (\d+)\.", subprocess.check_output([nvcc, "--version"], text=True))
+    try:
+        release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"nvcc does not run: {error}"
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
         return f"nvcc is of CUDA {release[1] if release else '?'}, torch of CUDA {torch.version.cuda}"
+    if (int(release[1]), int(release[2])) < (12, 5):
+        return f"the kernels need CUDA 12.5, nvcc is of CUDA {release[1]}.{release[2]}"
+    if not cuda_architectures(cuda_home):
+        return f"the kernels need GPUs from 8.0 on; TORCH_CUDA_ARCH_LIST is {os.environ.get('TORCH_CUDA_ARCH_LIST')!r}"
     return None
+
+
+def cuda_architectures(cuda_home: str) -> list[str]:
+    """nvcc's flags for the GPUs that the user names, or that the kernels are made for, as far as both know them."""
+    known = subprocess.check_output([Path(cuda_home, "bin", "nvcc"), "--list-gpu-arch"], text=True).split()
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0 9.0 10.0 12.0+PTX"
+    flags = []
+    for major, minor, ptx in re.findall(r"(\d+)\.(\d)a?(\+PTX)?", listed):
+        number = major + minor
+        if int(number) < 80 or f"compute_{number}" not in known:
+            continue
+        name = "90a" if number == "90" else number  # only sm_90a multiplies by groups of four warps
+        flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
+        if ptx:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
 
 
 def openmp(torch_lib: Path) -> list[str]:
@@ -61,7 +84,7 @@ def extension() -> dict[str, Any]:
     if SKIP:
         return skip("WEIT_SKIP_BUILD is set")
     csrc = Path("csrc")
-    sources = [*csrc.glob("*.cpp"), *csrc.glob("cpu/*.cpp")]
+    sources = [*csrc.glob("bindings.cpp"), *csrc.glob("cpu/*.cpp")]
     if not sources:
         return skip("csrc/ holds no sources")
     try:
@@ -73,12 +96,13 @@ def extension() -> dict[str, Any]:
     if shutil.which(compiler.split()[0]) is None:
         return skip(f"no C++ compiler: {compiler} is not on the path; CXX names another")
 
-    kind, macros = cpp_extension.CppExtension, []
-    if cuda_sources := list(csrc.glob("cuda/*.cu")):
+    kind, architectures = cpp_extension.CppExtension, []
+    if cuda_sources := [*csrc.glob("bindings_cuda.cpp"), *csrc.glob("cuda/*.cu")]:
         if reason := why_no_cuda(torch, cpp_extension.CUDA_HOME):
             say(f"CUDA part of the extension skipped: {reason}")
         else:
-            kind, macros, sources = cpp_extension.CUDAExtension, [("WEIT_CUDA", None)], sources + cuda_sources
+            kind, sources = cpp_extension.CUDAExtension, sources + cuda_sources
+            architectures = cuda_architectures(cpp_extension.CUDA_HOME)
 
     class BuildExtension(cpp_extension.BuildExtension):
         def build_extensions(self) -> None:
@@ -87,7 +111,15 @@ def extension() -> dict[str, Any]:
             except Exception as error:  # whatever the compiler, ninja or torch's own checks raise
                 if FORCE:
                     raise
-                skip(f"the build failed: {str(error).splitlines()[0]}")
+                reason = f"the build failed: {str(error).splitlines()[0]}"
+                (module,) = self.extensions
+                cpu_sources = [source for source in module.sources if "cuda" not in source]
+                if module.sources == cpu_sources:
+                    skip(reason)
+                    return
+                say(f"CUDA part of the extension skipped: {reason}")
+                module.sources = cpu_sources
+                self.build_extensions()
 
     # No -march: csrc/cpu holds kernels for several instruction sets and picks one when it runs.
     flags, links = ["-O3", "-fopenmp"], openmp(Path(torch.__file__).parent / "lib")
@@ -97,10 +129,9 @@ def extension() -> dict[str, Any]:
     module = kind(
         "weit_kernels._C",
         sorted(map(str, sources)),
-        include_dirs=[str(csrc.resolve())],
-        define_macros=macros,
+        include_dirs=[str(csrc.resolve()), str((csrc / "cuda").resolve())],
         depends=sorted(str(header) for header in csrc.rglob("*.[hc]*")),
-        extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-std=c++17", *architectures]},
         extra_link_args=links,
         optional=True,  # a module that was not built is not installed either; FORCE raised before
     )

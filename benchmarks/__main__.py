@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,15 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     found = args.out / "results.json"
-    found.unlink(missing_ok=True)
+    part = args.out / "results.json.part"  # earlier results stay until these are whole
     # With "=": pytest, before it knows these options, takes a value by itself for a folder to look for conftest.py in.
     options = [f"--device={args.device}", f"--dtype={args.dtype}", f"--shapes={args.shapes}"]
     options += ["--quick"] * args.quick + ([] if args.minutes is None else [f"--minutes={args.minutes}"])
-    plain = ["-q", "--timeout=0", "--benchmark-quiet", f"--benchmark-json={found}"]
+    plain = ["-q", "--timeout=0", "--benchmark-quiet", f"--benchmark-json={part}"]
     status = int(pytest.main([*map(str, files or [HERE]), *options, *plain]))
-    if not found.is_file() or not found.stat().st_size:
-        print("nothing was measured, so there is no report")
+    if not part.is_file() or not part.stat().st_size:
+        part.unlink(missing_ok=True)
+        print("nothing was measured, so there is no new report")
         return status or 1
+    os.replace(part, found)
     results = Results.read(found)
     atomic_write(args.out / "table.md", report.document(results, {}) + "\n")
     print(f"Report: {html.write(results, args.out)}; figures: {found}")

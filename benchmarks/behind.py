@@ -1,4 +1,4 @@
-"""Who is faster than this package on a shape, and the reason beside it: facts of the case, then what the peer does."""
+"""Who is faster than this package on a shape, and what differs: what the peer does, then computed facts of the case."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WHAT_THEY_DO: dict[tuple[str, str], str] = {
     ("tensorly_factorized", ""): _FEWEST,
     ("opt_einsum", ""): _FEWEST,
     ("opt_einsum", "few rows"): f"{_FEWEST}; its order was found before the call",
-    ("fastkron", ""): "one fused call a term",
+    ("fastkron", ""): "one library call a term",
     ("lycoris_lokr", ""): "two library calls a term",
     ("linear_operator", ""): "two library calls a term",
 }
@@ -41,7 +41,7 @@ class Behind:
     theirs: float
     ours: float
     standing: str
-    reason: str
+    differs: str
 
 
 def behind(shape: str, phase: str, found: Mapping[str, Row]) -> Iterator[Behind]:
@@ -56,7 +56,7 @@ def behind(shape: str, phase: str, found: Mapping[str, Row]) -> Iterator[Behind]
         if theirs > ours["ratio"]:
             clear = theirs / ours["ratio"] - 1 > (noise + spread) / 2
             standing = "clearly" if clear else "within the spread"
-            yield Behind(shape, phase, name, theirs, ours["ratio"], standing, _reason(name, phase, ours))
+            yield Behind(shape, phase, name, theirs, ours["ratio"], standing, _differs(name, phase, ours))
 
 
 def _relative_spread(row: Row) -> float:
@@ -70,20 +70,20 @@ def family(row: Row) -> str:
     return "saving" if row["limit"] > SAVES else "no saving"
 
 
-def _reason(name: str, phase: str, ours: Row) -> str:
+def _differs(name: str, phase: str, ours: Row) -> str:
     kind, N = family(ours), ours["sizes"]["N"]
     facts = {
-        "few rows": f"{ours['rows']} rows: calls and memory, not operations, are the time",
+        "few rows": f"{ours['rows']} rows",
         "no saving": f"neither order saves operations here (limit {ours['limit']:.2f}, N = {N})",
         "saving": f"`auto` reaches {ours['ratio'] / ours['limit']:.2f} of its operation limit {ours['limit']:.2f} "
-        f"(N = {N}): its products are smaller and run at a lower rate than one dense product",
+        f"(N = {N})",
     }
     if name == "dense":
         return facts[kind]
     if name == ours.get("plan"):
         return "the path that `auto` chose, called by name"
     if name.startswith(("templates_first", "scalers_first", "panel", "on_the_fly")):
-        return f"`auto` chose {ours.get('plan', 'another path')} from predicted times"
+        return f"`auto` chose {ours.get('plan', 'another path')}"
     does = WHAT_THEY_DO.get((name, kind), WHAT_THEY_DO.get((name, ""), ""))
     if phase == "train" and name in KEEPS_INTERMEDIATE:
         does = f"{does}, {_KEPT}"

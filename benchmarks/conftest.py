@@ -1,14 +1,14 @@
-"""Options, threads, the order of the suites, and what the JSON file holds beside pytest-benchmark's figures."""
+"""Options, the order of the suites, what failed, and what the JSON file holds beside pytest-benchmark's figures."""
 
-import os
 import time
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.options import DEADLINES, OPTIONS, SHARES, Options, add_options, read_options
-from benchmarks.record import RECORD, Record
+from benchmarks.record import RECORD, Noted, Record
 from benchmarks.suite import select
 from benchmarks.tables import ours, peers, whole_models
 from weit.report.html import machine
@@ -21,7 +21,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "duels(kind, contenders, cpu_shapes): one test a shape, phase and contender")
     config.stash[OPTIONS], config.stash[RECORD] = read_options(config), Record()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     torch.manual_seed(0)
 
 
@@ -63,7 +62,22 @@ def record(request: pytest.FixtureRequest) -> Record:
 @pytest.fixture(autouse=True)
 def _within_time(request: pytest.FixtureRequest, record: Record) -> None:
     if time.monotonic() > request.config.stash[DEADLINES][request.node.path.stem]:
-        record.skip({"suite": request.node.path.stem, "shape": request.node.name}, "no time was left")
+        record.skip(_who(request.node), "no time was left")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put on record what fails in any phase of any suite and is not there yet."""
+    report = yield
+    if report.failed and call.excinfo is not None and not call.excinfo.errisinstance(Noted):
+        item.config.stash[RECORD].note(_who(item), call.excinfo.value)
+    return report
+
+
+def _who(item: pytest.Item) -> dict[str, str]:
+    return {"suite": item.path.stem.removeprefix("test_"), "shape": item.name}
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

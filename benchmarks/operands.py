@@ -16,7 +16,7 @@ from weit_kernels import reference
 # A contender may be as wrong as so many dense layers: it adds up in another order, and its gradients of factors, which
 # the dense layer has none of, sum over everything.
 SLACK = 10.0
-LEAST_ERROR = 1e-6  # of float32 sums of some thousand terms in any order
+LEAST_ERROR = 3e-6  # of float32 sums of some hundred thousand terms in any order, as gradients of scalers are
 
 
 class WrongResult(RuntimeError):

@@ -73,7 +73,9 @@ def _peers(rows: Sequence[Row], path: Path) -> None:
         )
     axis.axvline(1.0, color=DENSE, linewidth=1)
     axis.set_xscale("log")
-    axis.set_yticks(range(len(found)), [f"{shape}, {phase}" for shape, phase in found])
+    rows_of = [next(iter(contenders.values()))["rows"] for contenders in found.values()]
+    labels = [f"{shape}, {phase}, {count} rows" for (shape, phase), count in zip(found, rows_of, strict=True)]
+    axis.set_yticks(range(len(found)), labels)
     axis.invert_yaxis()
     axis.set_xlabel("times as fast as the dense layer")
     axis.grid(alpha=0.25)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+
+
+class Noted(pytest.fail.Exception):
+    """A failure that is on record already."""
 
 
 @dataclass
@@ -14,7 +18,7 @@ class Record:
 
     Attributes:
         not_run: contender, suite, shape, phase and the reason, for all that could not run or had no time left.
-        failed: the same for what raised or computed something else than the reference.
+        failed: the same for whatever raised, or computed something else than the reference.
         memory: measured and predicted bytes.
         budgets: what fits into a given memory.
     """
@@ -29,11 +33,15 @@ class Record:
         self.not_run.append({**who, "reason": reason})
         pytest.skip(reason)
 
-    def fail(self, who: dict[str, str], error: Exception) -> None:
-        """Note what went wrong, and fail the test."""
+    def note(self, who: dict[str, str], error: BaseException) -> str:
+        """Note what went wrong; returns it in one line."""
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         self.failed.append({**who, "reason": reason})
-        pytest.fail(reason, pytrace=False)
+        return reason
+
+    def fail(self, who: dict[str, str], error: Exception) -> NoReturn:
+        """Note what went wrong, and fail the test."""
+        raise Noted(self.note(who, error), pytrace=False)
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Everything, for JSON."""

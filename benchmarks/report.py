@@ -32,15 +32,18 @@ def document(results: Results, plots: dict[str, str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the document and its plots."""
+    """Write the document and its plots; exits with status 1 and one line if a file is no result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--plots", type=Path, default=Path("docs/img"))
     args = parser.parse_args(argv)
+    try:
+        found = [Results.read(path) for path in args.results]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     sections = []
-    for path in args.results:
-        results = Results.read(path)
+    for results in found:
         plots = draw(results.rows, args.plots, f"benchmarks-{results.name}-")
         relative = {title: os.path.relpath(plot, args.out.parent) for title, plot in plots.items()}
         sections.append(document(results, relative))

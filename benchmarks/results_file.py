@@ -29,7 +29,7 @@ class Results:
         """
         try:
             data = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # of bytes that are no text, too
             raise ValueError(f"{path} is no JSON: {error}") from error
         if not isinstance(data, dict) or not {"machine_info", "benchmarks", "weit"} <= data.keys():
             raise ValueError(f"{path} is no result of these suites: write it with pytest benchmarks --benchmark-json")

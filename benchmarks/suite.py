@@ -58,7 +58,7 @@ def load(kind: str, cpu: bool) -> list[SuiteShape]:
 
 
 def select(kind: str, cpu: bool, names: Sequence[str] = (), quick: bool = False) -> list[SuiteShape]:
-    """The shapes called ``names``, all of them by default; ``quick`` makes each small and never changes N, m or n.
+    """The shapes called ``names``, in that order, or all; ``quick`` makes each small and never changes N, m or n.
 
     Raises:
         ValueError: a name that is no shape's.
@@ -66,7 +66,9 @@ def select(kind: str, cpu: bool, names: Sequence[str] = (), quick: bool = False)
     known = [shape.name for each in KINDS for shape in load(each, cpu)]
     if unknown := sorted(set(names) - set(known)):
         raise ValueError(f"shapes are {', '.join(known)}, got {', '.join(unknown)}")
-    shapes = [shape for shape in load(kind, cpu) if not names or shape.name in names]
+    shapes = load(kind, cpu)
+    if names:
+        shapes = sorted((s for s in shapes if s.name in names), key=lambda s: list(names).index(s.name))
     return [_small(shape) for shape in shapes] if quick else shapes
 
 

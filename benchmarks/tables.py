@@ -77,9 +77,10 @@ def ours(rows: Sequence[Row]) -> Table:
     return Table(
         "This package beside the dense layer",
         "Times are medians of interleaved rounds with their interquartile range, in ms; `ratio` is how many times as fast "
-        "as the dense layer of the same rounds. `limit` is that ratio if operations alone counted. `auto` is what the "
-        "package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by name; "
-        "`materialised` makes the weight anew in every call, eager and under `torch.compile`.",
+        "as the dense layer of the same rounds. `limit` is that ratio if operations alone counted; in training they include "
+        "this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed the limit. "
+        "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
+        "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`.",
         ("shape", "phase", "rows", "dense", "auto", "ratio", "limit", "share", "plan", "best path", MATERIALISED,
          "compiled"),
         lines,
@@ -94,22 +95,22 @@ def peers(rows: Sequence[Row]) -> Table:
     for (shape, phase), contenders in found.items():
         best = max(contenders, key=lambda name: contenders[name]["ratio"])
         cells = [_ratio(contenders, name) for name in names]
-        lines.append([shape, phase, *cells, best])
+        lines.append([shape, phase, f"{contenders[best]['rows']}", *cells, best])
     return Table(
         "Other packages that compute the same function",
         "How many times as fast as the dense layer of the same rounds each is; the last column names the fastest. "
         + " ".join(f"`{name}`: {_about(found, name)}." for name in names),
-        ("shape", "phase", *names, "fastest"),
+        ("shape", "phase", "rows", *names, "fastest"),
         lines,
         reason=True,
     )
 
 
 def not_ahead(rows: Sequence[Row]) -> Table:
-    """Where something else is faster than ``auto``, and why."""
+    """Where something else is faster than ``auto``, and what differs."""
     lines = [
-        [case.shape, case.phase, case.name, f"{case.theirs:.2f}", f"{case.ours:.2f}", f"{case.theirs / case.ours:.2f}",
-         case.standing, case.reason]
+        [case.shape, case.phase, case.name, f"{found[AUTO]['rows']}", f"{case.theirs:.2f}", f"{case.ours:.2f}",
+         f"{case.theirs / case.ours:.2f}", case.standing, case.differs]
         for suites in (("linear", "conv2d"), ("peers",))
         for (shape, phase), found in cases(rows, suites).items()
         for case in behind(shape, phase, found)
@@ -118,7 +119,7 @@ def not_ahead(rows: Sequence[Row]) -> Table:
         "Where this package is not ahead",
         "Everything that was faster than `auto` in the same run, with both ratios to the dense layer; the dense layer "
         "itself has ratio 1. `within the spread`: less apart than half the two interquartile ranges.",
-        ("shape", "phase", "who is faster", "theirs", "ours", "factor", "by how much", "why"),
+        ("shape", "phase", "who is faster", "rows", "theirs", "ours", "factor", "by how much", "what differs"),
         lines,
         words=3,
         reason=True,

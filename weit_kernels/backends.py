@@ -42,14 +42,14 @@ def why_not(
 
     ``pointwise`` says of a convolution whose ``kernel`` has one tap that its stride is 1 and its padding 0.
     """
-    if backend == "cuda":
-        return "no cuda kernels are built into this version"
     if groups > 1 and path != "panel":
         return f"groups={groups}: rows of the weight meet different inputs, which only panel handles"
     if backend == "cpp":
         return _why_not_cpp(path, device_type, dtype, kernel, groups, pointwise)
     if backend == "triton":
         return _why_not_triton(path, device_type, dtype, kernel, pointwise)
+    if backend == "cuda":
+        return _why_not_cuda(path, device_type, dtype, kernel, pointwise)
     return "weight tiles made inside the product need a fused kernel: use backend='triton'" if path not in PATHS else ""
 
 
@@ -80,6 +80,21 @@ def _why_not_cpp(
     if not _is_product(kernel, pointwise):
         return "the compiled kernels are matrix products: one tap, stride 1 and no padding"
     return cpp.supports(path, dtype, kernel, groups)
+
+
+def _why_not_cuda(path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool) -> str:
+    if device_type != "cuda":
+        return f"the CUDA kernels need a GPU, the tensors are on {device_type}"
+    cuda = importlib.import_module("weit_kernels.cuda")
+    if reason := cuda.why_not():
+        return reason
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "the CUDA kernels need compute capability 8.0"
+    if path not in cuda.PATHS:
+        return f"{path} has no CUDA kernels"
+    if path != "panel" and not _is_product(kernel, pointwise):
+        return "the CUDA kernels are matrix products: one tap, stride 1 and no padding; panel does other convolutions"
+    return cuda.supports(dtype)
 
 
 def _is_product(kernel: tuple[int, ...], pointwise: bool) -> bool:

@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from weit_kernels.transforms import in_forward_mode
 
 _PLAIN = (Tensor, nn.Parameter)
+_SETTINGS = (type(None), int, str)
 _MOST = 4096
 _SEEN: dict[Hashable, Callable[..., Tensor]] = {}
 
 
-def key(tensors: tuple[Tensor | None, ...], choice: tuple[Hashable, ...]) -> Hashable:
+def key(tensors: tuple[Tensor | None, ...], choice: tuple[Any, ...]) -> Hashable:
     """What decides how a call without gradients runs; ``None`` for a call that must go the long way."""
+    if any(type(setting) not in _SETTINGS for setting in choice):  # True equals 1, and would be taken for it
+        return None
     train = torch.is_grad_enabled()
     sizes: list[Any] = [choice]
     for tensor in tensors:
         if tensor is None:
             sizes.append(None)
-        elif type(tensor) not in _PLAIN or (train and tensor.requires_grad):
+        elif type(tensor) not in _PLAIN or tensor.is_neg() or (train and tensor.requires_grad):
             return None
         else:
             sizes += tensor.shape, tensor.dtype, tensor.device, tensor.layout
@@ -41,6 +44,7 @@ def _observed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
+        or torch.autograd._profiler_enabled()
         or in_forward_mode()
     )
 

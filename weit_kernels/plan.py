@@ -50,7 +50,9 @@ class Request:
         rows = f"rows {tune.bucket(self.rows)}"
         dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
         phases, choice = "train" if self.train else "infer", f"{self.path} {self.backend}"
-        return tune.key("paths", self.device, sizes, conv, rows, dtype, phases, choice)
+        # What was timed without the compiled kernels says nothing of them.
+        built = "without" if why_not("panel", "cuda", self.device.type, self.dtype) else "with"
+        return tune.key("paths", self.device, sizes, conv, rows, dtype, phases, choice, f"{built} compiled kernels")
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,9 @@ def plan(
     p, q, *kernel = full[1:]
     shape = KronShape(N, m, n, p, q, m * p, n * q, LAYOUTS[0], tuple(kernel))
     where = torch.device(device)
-    require_runnable(path, backend, where.type, dtype, kernel=shape.kernel)
-    return choose(Request(shape, M, dtype, where, needs_grad, path, backend))
+    pointwise = all(taps == 1 for taps in kernel)
+    require_runnable(path, backend, where.type, dtype, kernel=shape.kernel, pointwise=pointwise)
+    return choose(Request(shape, M, dtype, where, needs_grad, path, backend, pointwise=pointwise))
 
 
 def choose(request: Request) -> Plan:
@@ -193,8 +196,11 @@ def contenders(request: Request, mode: str) -> list[Candidate]:
     able = [c for c in _candidates(request)[0] if not c.reason and request.allows(c.path, c.backend)]
     if mode == "full":
         return able
+    # Predictions do not tell the fused backends apart, so one of them stands for a path, and all of them are timed.
+    near = [c for c in able if c.backend != "cuda" or request.backend == "cuda"][:NEAREST]
+    twins = [c for c in able if c.backend == "cuda" and c.path in {c.path for c in near}]
     plain = [c for c in able if c.backend == "torch"][:1]
-    return able[:NEAREST] + [c for c in plain if c not in able[:NEAREST]]
+    return [c for c in able if c in near + twins + plain]
 
 
 def cost(request: Request, path: str, phase: str) -> Cost:
@@ -246,7 +252,7 @@ def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuR
                     rates.seconds(c, r.dtype.itemsize, _fused(path, backend, phase), times * compulsory)
                     for c, phase, times in zip(costs, phases, (1, 2), strict=False)
                 ),
-                unproven=_unproven(backend, r.device.type, r.dtype),
+                unproven=_unproven(backend, r),
             )
         )
     return tuple(sorted(found, key=lambda c: c.seconds))
@@ -268,12 +274,14 @@ def _compulsory(request: Request) -> int:
     return request.rows * (s.in_features + s.out_features) + s.N * (s.m * s.n + s.p * s.q * s.taps)
 
 
-def _unproven(backend: str, device_type: str, dtype: torch.dtype) -> str:
+def _unproven(backend: str, request: Request) -> str:
     """Why ``"auto"`` leaves a backend alone until a timing says otherwise; empty for plain torch."""
     if backend == "torch":
         return ""
-    if backend in ("triton", "cuda") and device_type == "cuda":
+    if backend in ("triton", "cuda") and request.device.type == "cuda":
         return "not timed here yet; the first call on the GPU does it unless WEIT_TUNE=0"
     if backend == "triton":
         return "Triton's interpreter is for tests: ask for backend='triton'"
-    return compiled_unproven(dtype)
+    if request.shape.kernel:
+        return "not timed on convolutions, whose maps are put in order for it; ask for backend='cpp'"
+    return compiled_unproven(request.dtype)

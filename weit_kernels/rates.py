@@ -59,7 +59,8 @@ CPU: dict[str, dict[str, Rates]] = {
     },
     "AVX2": {
         # EPYC with AVX2. float32, 140 choices: the fastest of five is picked in 89 %, at worst 1.32 times the best; 80
-        # others: 92 %, 1.72 times. bfloat16, which the library multiplies without vectors there, 50 choices: 92 %, 1.13.
+        # others: 92 %, 1.72 times; float64, with half the peak, 50 choices: 92 %, 1.31. bfloat16, which the library
+        # multiplies without vectors there, 50 choices: 92 %, 1.13.
         "torch": Rates("CPU, AVX2", 8.91e10, 4.34e9, 8.92e-5, 5.92, 0, 0, 49.2, 0, 0),
         "cpp": Rates("CPU, AVX2, compiled", 1.51e11, inf, 3.74e-5, 24.1, 23.9, 0, 0, 41.7, 0),
         "torch 16-bit": Rates("CPU, AVX2, 16-bit", 7.01e9, 3.12e12, 1.41e-4, 0.857, 0, 30, 71.1, 1.81, 2.32),

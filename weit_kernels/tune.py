@@ -269,7 +269,7 @@ def _read(path: Path) -> dict[str, Entry]:
     for key, value in entries.items():
         try:
             good[key] = Entry.checked(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # the second: an integer beyond all floats
             _warn_once(f"weit: an entry of the tuning cache {path} is ignored: {error}")
     return good
 

@@ -70,7 +70,7 @@ def linear_only(suite: SuiteShape, phase: str, dtype: torch.dtype, device: str) 
 
 
 class LinearPeer(nn.Module):
-    """Base of peers: the factors as two stacked parameters, and the bias added to what ``product`` returns."""
+    """Base of peers: the factors as two stacked parameters, and the bias, which each adds as cheaply as it can."""
 
     def __init__(self, operands: Operands) -> None:
         super().__init__()
@@ -81,9 +81,9 @@ class LinearPeer(nn.Module):
         """``left`` and ``right`` of ``W = Σ_t kron(left_t, right_t)``."""
         return (self.scalers, self.templates) if self._scalers_left else (self.templates, self.scalers)
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """``x Wᵀ``."""
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+        """``x Wᵀ + b``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, *self.factors()) + self.bias
+        return self.product(x, *self.factors(), self.bias)

@@ -22,8 +22,8 @@ class OptEinsum(LinearPeer):
         shapes = (operands.suite.rows, *self._columns), left.shape, right.shape
         self._contract = importlib.import_module(MODULE).contract_expression("bjk,tij,tak->bia", *shapes)
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        return self._contract(x.view(-1, *self._columns), left, right).flatten(1)
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+        return self._contract(x.view(-1, *self._columns), left, right).flatten(1) + bias
 
 
 CONTENDERS = (

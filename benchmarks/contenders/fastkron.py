@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -21,9 +23,14 @@ class FastKron(LinearPeer):
         super().__init__(operands)
         self._gemkm = importlib.import_module(MODULE).gemkm
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        terms = [self._gemkm(x, [a.mT, b.mT]) for a, b in zip(left, right, strict=True)]
-        return sum(terms[1:], terms[0])
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return reduce(add, (self._gemkm(x, [a.mT, b.mT]) for a, b in zip(left, right, strict=True))) + bias
+        total, scale = None, 0.0
+        # Detached, as it looks at requires_grad and then drops the sum that it is to add to.
+        for a, b in zip(left.detach(), right.detach(), strict=True):
+            total, scale = self._gemkm(x, [a.mT, b.mT], 1.0, scale, total), 1.0
+        return total + bias
 
 
 def _supports(suite: SuiteShape, phase: str, dtype: torch.dtype, device: str) -> str:
@@ -36,7 +43,7 @@ CONTENDERS = (
     Contender(
         "fastkron",
         FastKron,
-        "`pyfastkron.gemkm` for every term, added up",
+        "`pyfastkron.gemkm` for every term, which adds to the sum itself in the forward phase",
         package="pyfastkron",
         module=MODULE,
         supports=_supports,

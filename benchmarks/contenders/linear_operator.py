@@ -20,9 +20,9 @@ class LazyKronecker(LinearPeer):
         operators = importlib.import_module(MODULE)
         self._kron, self._sum = operators.KroneckerProductLinearOperator, operators.SumLinearOperator
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
         terms = [self._kron(a, b) for a, b in zip(left, right, strict=True)]
-        return self._sum(*terms).matmul(x.mT).mT
+        return self._sum(*terms).matmul(x.mT).mT + bias
 
 
 CONTENDERS = (

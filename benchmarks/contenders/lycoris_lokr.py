@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -19,13 +21,13 @@ class LycorisLoKr(LinearPeer):
         super().__init__(operands)
         self._apply_term = importlib.import_module(MODULE).bypass_forward_diff
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
         unused = None
-        terms = [
+        terms = (
             self._apply_term(x, None, w1, unused, unused, w2, unused, unused, unused)
             for w1, w2 in zip(left, right, strict=True)
-        ]
-        return sum(terms[1:], terms[0])
+        )
+        return reduce(add, terms) + bias
 
 
 CONTENDERS = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from functools import reduce
+from operator import add
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,13 +34,12 @@ class PeftLoKr(LinearPeer):
             layer.update_layer(str(t), rank, rank, config(r=rank, alpha=rank))
         self._layer = (layer,)  # in a tuple: its parameters are views of this module's
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
         (layer,) = self._layer
-        weights = []
         for t, (w1, w2) in enumerate(zip(left, right, strict=True)):
             layer.lokr_w1._parameters[str(t)], layer.lokr_w2._parameters[str(t)] = w1, w2
-            weights.append(layer.get_delta_weight(str(t)))
-        return F.linear(x, sum(weights[1:], weights[0]))
+        weight = reduce(add, (layer.get_delta_weight(str(t)) for t in range(len(left))))
+        return F.linear(x, weight, bias)
 
 
 CONTENDERS = (

@@ -12,11 +12,11 @@ from benchmarks.contenders.base import Contender, LinearPeer, linear_only
 class PHM(LinearPeer):
     """``H = Σ_i A_i ⊗ S_i`` term by term, then ``y = H x + b``."""
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
         weight = torch.kron(left[0], right[0])
         for a, s in zip(left[1:], right[1:], strict=True):
             weight = weight + torch.kron(a, s)
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
 
 
 CONTENDERS = (

@@ -24,12 +24,13 @@ class TensorTrain(LinearPeer):
             (n, q), (m, p), bias=False, factorization="blocktt", rank=(1, N, 1), implementation=implementation,
             device=operands.x.device, dtype=operands.dtype,
         )  # fmt: skip
-        self._layer = (layer,)  # in a tuple: its cores are views of this module's parameters
+        self._layer = (layer,)  # in a tuple: its tensors are this module's parameters or views of them
 
-    def product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def product(self, x: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
         (layer,) = self._layer
         for i, core in enumerate((left.permute(1, 2, 0)[None], right[..., None])):
             layer.weight.factors._parameters[f"factor_{i}"] = core
+        layer.bias = bias
         return layer(x)
 
 

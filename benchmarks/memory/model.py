@@ -106,8 +106,8 @@ def layer_memory(
     return Memory(parameters, parameters, 2 * parameters, saved, peak)
 
 
-def stack_memory(sizes: Sizes, kron: Kron | None, device: str = "cpu") -> Memory:
-    """A whole stack, by the formula at the top of this file."""
+def stack_memory(sizes: Sizes, kron: Kron | None, device: str = "cpu", work: int | None = None) -> Memory:
+    """A whole stack, by the formula at the top of this file; ``work``: workspace, by default as planned for ``device``."""
     s, i = sizes, sizes.dtype.itemsize
     pieces = {role: factors(layer, kron) for role, layer in s.layers.items()}
     shared, own = (sum(piece[k] for piece in pieces.values()) for k in (0, 1))
@@ -118,7 +118,8 @@ def stack_memory(sizes: Sizes, kron: Kron | None, device: str = "cpu") -> Memory
     saved = s.depth * s.rows * (i * (8 * s.width + inner * s.hidden) + 16 + 4 * s.heads)
     last = list(s.layers)[-1]
     in_flight = i * s.rows * (2 * s.width + (2 if s.gated else 1) * s.hidden) + i * sum(pieces[last])
-    work = max(workspace(layer, kron, s.rows, s.dtype, device) for layer in s.layers.values())
+    if work is None:
+        work = max(workspace(layer, kron, s.rows, s.dtype, device) for layer in s.layers.values())
     largest = i * max(max(piece) for piece in pieces.values())
     peak = 3 * parameters + max(saved + in_flight, parameters + 2 * largest) + work
     return Memory(parameters, parameters, 2 * parameters, saved, peak)

@@ -79,7 +79,11 @@ const InstructionSet *&in_use() {
 // stream through it.
 int64_t block_bytes() {
   static const int64_t bytes = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
     const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or less where the system does not say
+#else
+    const int64_t cache = 0;
+#endif
     return std::clamp<int64_t>(cache > 0 ? cache : 1 << 20, 256 << 10, 2 << 20) * 5 / 8;
   }();
   return bytes;

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
+from benchmarks.conftest import pytest_runtest_makereport
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.weit import Kron
 from benchmarks.duel import duel
 from benchmarks.options import Options, read_options
-from benchmarks.record import Record
+from benchmarks.record import RECORD, Noted, Record
 from benchmarks.suite import SuiteShape
 from weit_kernels.shapes import KronShape
 
@@ -28,7 +30,7 @@ def stub() -> Any:
     def pedantic(step, setup, rounds, warmup_rounds) -> None:
         for _ in range(rounds + warmup_rounds):
             setup()
-            step()
+            assert step() is None  # outputs that stay alive would change what the next round finds in cache
         bench.rounds = rounds
 
     stats = SimpleNamespace(stats=SimpleNamespace(median=1e-3, iqr=1e-4))
@@ -77,6 +79,28 @@ def test_a_failing_contender_is_on_record_and_not_timed(build: type[Kron], messa
     (row,) = record.failed
     assert message in row.pop("reason")
     assert row == {"suite": "linear", "shape": "tiny", "phase": "train", "contender": "broken"}
+
+
+@pytest.mark.parametrize(
+    ("error", "rows"),
+    [
+        (ValueError("broke\nwhile timing"), [("growth", "test_layer[N=1]", "ValueError: broke while timing")]),
+        (Noted("noted by the suite"), []),
+        (None, []),
+    ],
+)
+def test_every_failed_phase_is_on_record_once(error: BaseException | None, rows: list[tuple[str, str, str]]) -> None:
+    record, report = Record(), SimpleNamespace(failed=error is not None)
+    item: Any = SimpleNamespace(
+        path=Path("test_growth.py"), name="test_layer[N=1]", config=SimpleNamespace(stash={RECORD: record})
+    )
+    call: Any = SimpleNamespace(excinfo=error and pytest.ExceptionInfo.from_exc_info((type(error), error, None)))
+    hook = pytest_runtest_makereport(item, call)
+    next(hook)
+    with pytest.raises(StopIteration) as stopped:
+        hook.send(report)
+    assert stopped.value.value is report
+    assert [tuple(row.values()) for row in record.failed] == rows
 
 
 def test_what_cannot_run_is_on_record_with_the_reason() -> None:

@@ -74,7 +74,7 @@ def test_the_document_holds_every_table(file: Path, tmp_path: Path) -> None:
         "processor made up, cores 2, threads 2, device cpu, dtype float32, commit 0123456789ab with local changes",
         "| llm_4096 | train | 256 | 10.000 ± 0.010 | 3.077 ± 0.010 | 3.25 | 3.70 | 0.88 | templates_first_torch "
         "| scalers_first_torch 3.50 | 0.90 |  |",
-        "| llm_4096 | train | 3.25 | 3.30 | 0.50 | opt_einsum |",
+        "| llm_4096 | train | 256 | 3.25 | 3.30 | 0.50 | opt_einsum |",
         "`opt_einsum`: how opt_einsum works.",
         "| resnet50 | 4 | 25.0 M | 2.0 M | 8.00 | 6.00 | 0.75 |",
         "| one layer | N | 4 | 20.000 ± 1.000 | 10.000 ± 1.000 | 2.00 |",
@@ -103,19 +103,19 @@ def test_a_quick_run_says_so(file: Path) -> None:
     assert "quick run" in report.document(Results("quick", data), {})
 
 
-def test_who_is_ahead_is_named_with_a_reason() -> None:
+def test_who_is_ahead_is_named_with_what_differs() -> None:
     rows = {row["contender"]: row for row in (bench["extra_info"] for bench in made_up()["benchmarks"][3:6])}
     (case,) = behind("llm_4096", "train", rows)
     assert (case.name, case.ours, case.theirs, case.standing) == ("opt_einsum", 3.25, 3.3, "clearly")
-    assert "keeps the intermediate" in case.reason
-    assert "0.88 of its operation limit 3.70 (N = 4)" in case.reason
+    assert "keeps the intermediate" in case.differs
+    assert "0.88 of its operation limit 3.70 (N = 4)" in case.differs
 
 
 def test_the_dense_layer_can_be_ahead_and_spread_counts() -> None:
     ours = figures("linear", "auto", 0.99, limit=1.0, plan="panel_torch", iqr=0.001)
     (case,) = behind("deit_b_proj", "forward", {"auto": ours})
     assert (case.name, case.standing) == ("dense", "within the spread")
-    assert case.reason == "neither order saves operations here (limit 1.00, N = 4)"
+    assert case.differs == "neither order saves operations here (limit 1.00, N = 4)"
     assert family({**ours, "rows": 1}) == "few rows"
     assert list(behind("deit_b_proj", "forward", {"phm": ours})) == []
 
@@ -126,6 +126,16 @@ def test_foreign_files_are_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=r"other\.json"):
         Results.read(path)
+
+
+def test_a_foreign_file_ends_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(b"\xff{")
+    with pytest.raises(SystemExit) as ended:
+        report.main([str(path), "--out", str(tmp_path / "benchmarks.md"), "--plots", str(tmp_path)])
+    assert str(path) in ended.value.code
+    assert "\n" not in ended.value.code
+    assert not (tmp_path / "benchmarks.md").exists()
 
 
 def test_weit_bench_outside_a_checkout_says_so(
@@ -145,5 +155,39 @@ def test_weit_bench_measures_and_reports(tmp_path: Path, capfd: pytest.CaptureFi
     assert code == 0, said
     assert f"Report: {tmp_path / 'report.html'}" in said
     results = Results.read(tmp_path / "results.json")
-    assert {row["contender"] for row in results.rows} >= {"dense", "auto", "materialised", "panel_torch"}
+    assert {row["contender"] for row in results.rows} >= {"auto", "materialised", "panel_torch"}
     assert "Triton" in (tmp_path / "table.md").read_text()
+
+
+def test_wrong_usage_is_said_and_leaves_earlier_results(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], file: Path
+) -> None:
+    pytest.importorskip("pytest_benchmark")
+    earlier = file.rename(tmp_path / "results.json").read_text()
+    for wrong in (["--suites", "nosuch"], ["--suites", "conv", "--shapes", "nosuch"]):
+        assert main(["bench", *wrong, "--out", str(tmp_path)]) == 1
+        said = capfd.readouterr()
+        assert "nosuch" in said.out + said.err
+        assert "did not start" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == earlier
+
+
+def test_weit_bench_waits_for_the_suites_when_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[str] = []
+
+    class Suites:
+        def __init__(self, command: list[str]) -> None: ...
+
+        def wait(self) -> int:
+            waits.append("waited")
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+            return 2
+
+    monkeypatch.setattr("weit.cli.bench.subprocess.Popen", Suites)
+    assert main(["bench"]) == 130
+    assert len(waits) == 2
+    assert "is in the report" in capsys.readouterr().err

@@ -101,6 +101,27 @@ def test_tensors_of_another_kind(warm: list[torch.Tensor]) -> None:
     assert ours(*meta).is_meta
 
 
+def test_a_profiler_sees_the_operator(warm: list[torch.Tensor]) -> None:
+    with torch.profiler.profile() as profile:
+        ours(*warm)
+    assert "weit::kron_linear" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_sign_that_is_not_in_memory_yet(warm: list[torch.Tensor], index: int) -> None:
+    expected = reference_linear(RAGGED, "block")(*(-t if i == index else t for i, t in enumerate(warm)))
+    got = ours(*(torch._neg_view(t) if i == index else t for i, t in enumerate(warm)))
+    assert relative_error(got, expected) < 1e-5
+
+
+def test_settings_that_only_equal_good_ones(warm: list[torch.Tensor]) -> None:
+    for wrong in (float(RAGGED.out_features), [RAGGED.out_features]):
+        with pytest.raises(TypeError, match="out_features"):
+            kron_linear(*warm, out_features=wrong)
+    with pytest.raises(ValueError, match="layout"):
+        kron_linear(*warm, out_features=RAGGED.out_features, layout=["block"])
+
+
 def test_bad_input_after_good(warm: list[torch.Tensor]) -> None:
     x, T, S, b = warm
     with pytest.raises(ValueError, match=r"x\.shape"):

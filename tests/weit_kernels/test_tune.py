@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from weit_kernels import backends, plan, tune
-from weit_kernels.plan import Request, choose, contenders
+from weit_kernels.plan import Request, _estimates, choose, contenders
 from weit_kernels.shapes import KronShape
 
 GPU = torch.device("cuda", 0)
@@ -30,6 +30,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     tune._cache.cache_clear()
     yield path
     tune._cache.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretended GPU has Triton's kernels alone, whatever this build, or a test before, has loaded."""
+    monkeypatch.setattr("weit_kernels.cuda.why_not", lambda: "not in these tests")
 
 
 class Clock:
@@ -329,6 +335,21 @@ def test_contenders_are_the_nearest_and_a_plain_one() -> None:
     assert len(every) == 5
     assert set(near) <= set(every)
     assert {c.backend for c in contenders(request(backend="triton"), "1")} == {"triton"}
+
+
+@pytest.mark.usefixtures("triton_runs")
+def test_compiled_kernels_are_timed_beside_triton_on_the_nearest_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = request().key
+    near = {c.name for c in contenders(request(), "1")}
+    monkeypatch.setattr("weit_kernels.cuda.why_not", lambda: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _estimates.cache_clear()
+    now = {c.name for c in contenders(request(), "1")}
+    paths = {name.partition(" ")[0] for name in near}
+    assert now - near == {f"{path} on cuda" for path in ("templates_first", "panel") if path in paths}
+    assert near <= now
+    assert request().key != without  # what was timed without them does not count
+    _estimates.cache_clear()
 
 
 @pytest.mark.usefixtures("triton_runs")

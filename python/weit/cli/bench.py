@@ -15,7 +15,8 @@ from jsonargparse import Namespace
 
 from weit.cli.arguments import Parser, add_fields, read_fields
 
-RESUME = "nothing was written"
+RESUME = "what was measured by then, if anything, is in the report"
+NOT_RUN = 2, 4  # exit statuses of the suites where an option is wrong or a suite cannot be imported
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ def run(parser: Parser, given: Namespace) -> None:
         raise FileNotFoundError(
             "there is no benchmarks/ here: the suites are in weit's repository, run this in a checkout"
         )
-    found = subprocess.run([sys.executable, "-m", "benchmarks", *flags.arguments()])
-    if found.returncode:
+    suites = subprocess.Popen([sys.executable, "-m", "benchmarks", *flags.arguments()])
+    try:
+        status = suites.wait()
+    except KeyboardInterrupt:
+        suites.wait()  # the same Ctrl-C stopped them, and they still write what they measured
+        raise
+    if status in NOT_RUN:
+        raise RuntimeError("the suites did not start: what is wrong with the options or the suites is said above")
+    if status:
         raise RuntimeError("not everything ran: what failed is listed above and, if there is one, in the report")
