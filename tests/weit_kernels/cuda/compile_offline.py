@@ -31,14 +31,17 @@ def rows(architecture: str, *sources: Path) -> Iterator[dict[str, Any]]:
 
 def _rows(source: Path, architecture: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-I", SOURCES, "-c", source]
+        number = architecture.removeprefix("sm_")
+        target = f"-gencode=arch=compute_{number},code=sm_{number}"
+        command = ["nvcc", "-std=c++17", "-O3", target, "-Xptxas", "-v", "-I", SOURCES, "-c", source]
         command += ["--keep", "--keep-dir", folder, "-o", f"{folder}/kernels.o"]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr[-4000:]
-        ptx = "".join(file.read_text() for file in Path(folder).glob("*.ptx"))
+        (ptx,) = (file.read_text() for file in Path(folder).glob("*.ptx"))
+    _, *parts = re.split(r"\.entry (\w+)\(", ptx)  # a kernel's name, then its body up to the next one: all is inlined
     units = {
         name: [f"{body.count(unit)} {unit}" for unit in UNITS if unit in body]
-        for name, body in re.findall(r"\.entry (\w+)\((.*?)^}", ptx, re.DOTALL | re.MULTILINE)
+        for name, body in zip(parts[::2], parts[1::2], strict=True)
     }
     said = re.findall(
         r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers",
