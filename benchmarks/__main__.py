@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run and report; pytest's exit status, so 1 if anything failed."""
     args = parse(argv)
     files = [HERE / f"test_{name}.py" for name in args.suites.split(",") if name]
-    if missing := [path.name for path in files if not path.is_file()]:
-        print(f"no such suites: {', '.join(missing)}")
+    if missing := [path.stem.removeprefix("test_") for path in files if not path.is_file()]:
+        known = ", ".join(sorted(path.stem.removeprefix("test_") for path in HERE.glob("test_*.py")))
+        print(f"no such suites: {', '.join(missing)}; suites are {known}")
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     found = args.out / "results.json"

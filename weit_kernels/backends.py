@@ -83,15 +83,15 @@ def _why_not_cpp(
 
 
 def _why_not_cuda(path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool) -> str:
+    cuda = importlib.import_module("weit_kernels.cuda")
+    if path not in cuda.PATHS:
+        return f"{path} has no CUDA kernels"
     if device_type != "cuda":
         return f"the CUDA kernels need a GPU, the tensors are on {device_type}"
-    cuda = importlib.import_module("weit_kernels.cuda")
     if reason := cuda.why_not():
         return reason
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         return "the CUDA kernels need compute capability 8.0"
-    if path not in cuda.PATHS:
-        return f"{path} has no CUDA kernels"
     if path != "panel" and not _is_product(kernel, pointwise):
         return "the CUDA kernels are matrix products: one tap, stride 1 and no padding; panel does other convolutions"
     return cuda.supports(dtype)

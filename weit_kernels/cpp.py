@@ -19,7 +19,11 @@ try:
     importlib.import_module("weit_kernels._C")  # registers torch.ops.weit_cpp
 except ImportError as error:
     _missing = isinstance(error, ModuleNotFoundError) or "cannot import name" in str(error)
-    _reason = "the compiled extension was not built" if _missing else f"the compiled extension does not load: {error}"
+    _reason = (
+        "the compiled extension was not built (csrc/README.md)"
+        if _missing
+        else f"the compiled extension does not load: {error}"
+    )
 else:
     _reason = ""
 

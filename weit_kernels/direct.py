@@ -22,6 +22,8 @@ _SEEN: dict[Hashable, Callable[..., Tensor]] = {}
 
 def key(tensors: tuple[Tensor | None, ...], choice: tuple[Any, ...]) -> Hashable:
     """What decides how a call without gradients runs; ``None`` for a call that must go the long way."""
+    if torch.compiler.is_compiling():  # first of all: what follows is not for tracing
+        return None
     if any(type(setting) not in _SETTINGS for setting in choice):  # True equals 1, and would be taken for it
         return None
     train = torch.is_grad_enabled()
@@ -39,8 +41,7 @@ def key(tensors: tuple[Tensor | None, ...], choice: tuple[Any, ...]) -> Hashable
 def _observed() -> bool:
     """Whether something beside the caller must see the operators that run."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._is_any_autocast_enabled()
+        torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0

@@ -23,7 +23,15 @@ _EXTRAS = {
     "transformers": ["transformers"],
     "generation": ["diffusers"],
     "control": ["gymnasium", "mujoco", "stable-baselines3"],
-    "bench": ["pytest", "pytest-benchmark"],
+    "bench": [
+        "pytest-benchmark",
+        "peft",
+        "lycoris-lora",
+        "pyfastkron",
+        "tensorly-torch",
+        "opt_einsum",
+        "linear_operator",
+    ],
     "test": ["pytest", "hypothesis"],
 }
 _SHAPE = (8, 16, 16), (32, 32)  # scalers and templates of a middling layer, to ask each backend about
@@ -36,7 +44,7 @@ def examine() -> dict[str, dict[str, str]]:
         "Compilers": {name: _first_line([name, "--version"]) for name in ("c++", "ninja", "nvcc")},
         "Accelerators": _accelerators(),
         "weit_kernels": _kernels(),
-        "Extras": {extra: _installed(packages) for extra, packages in _EXTRAS.items()},
+        "Extras": {extra: _installed(packages) + _trouble(extra) for extra, packages in _EXTRAS.items()},
         "Data sets": _data(),
     }
 
@@ -96,6 +104,17 @@ def _data() -> dict[str, str]:
 
 def _installed(packages: Sequence[str]) -> str:
     return ", ".join(f"{name} {_version(name) or 'missing'}" for name in packages)
+
+
+def _trouble(extra: str) -> str:
+    """Why timm, which comes with a torchvision that may be built for another torch, does not import."""
+    if extra != "timm" or _version("timm") is None:
+        return ""
+    try:
+        importlib.import_module("timm")
+    except Exception as error:  # torchvision raises what its operators raise
+        return f", which does not import: {error}; torchvision must be built for this torch"
+    return ""
 
 
 def _version(package: str) -> str | None:

@@ -148,8 +148,12 @@ def test_weit_bench_outside_a_checkout_says_so(
     assert "there is no benchmarks/ here" in said
 
 
-def test_weit_bench_measures_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_weit_bench_measures_and_reports(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pytest_benchmark")
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):  # beside others pytest-benchmark times nothing
+        monkeypatch.delenv(name, raising=False)
     code = main(["bench", "--quick", "--suites", "conv", "--shapes", "convnext_pw", "--out", str(tmp_path)])
     said = capfd.readouterr().out
     assert code == 0, said

@@ -39,6 +39,10 @@ def _timm(model: str, **arguments: Any) -> nn.Module:
         import timm
     except ImportError as error:
         raise RuntimeError(f"timm:{model} needs timm: pip install weit[timm] ({error})") from error
+    except RuntimeError as error:  # what torchvision raises beside a torch of another build
+        raise RuntimeError(
+            f"timm:{model}: timm does not import ({error}); torchvision must be built for this torch"
+        ) from error
     if not timm.is_model(model):
         raise ValueError(f"model must be one that timm.list_models() names, got {model!r}")
     if not timm.models.get_pretrained_cfg(model).fixed_input_size:
