@@ -1,8 +1,6 @@
 """What comes before the first test: threads, hypothesis, torchvision beside a CPU-only torch, GPU skips."""
 
-import importlib.util
 import os
-from pathlib import Path
 
 # Workers share the cores: one thread each, and in the processes they start. torch reads this on import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +10,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import hypothesis
 import pytest
 import torch
+
+from benchmarks.torchvision_operators import declare
 
 # Without a GPU Triton's kernels run in its interpreter, which must be chosen before anything imports Triton.
 if not torch.cuda.is_available():
@@ -26,28 +26,7 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("weit")
 
 
-def _declare_torchvision_operators() -> "torch.library.Library | None":
-    """Let torchvision be imported where its compiled library cannot be loaded.
-
-    Linux wheels of torchvision are CUDA builds. Beside a CPU-only torch their library does not load, and the
-    import stops at the fake kernels of two undeclared operators. timm imports torchvision and calls neither.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or torch.version.cuda is not None or not spec.submodule_search_locations:
-        return None
-    try:
-        for library in Path(spec.submodule_search_locations[0]).glob("_C*"):
-            torch.ops.load_library(library)
-            return None
-    except OSError:
-        pass
-    operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return operators
-
-
-_torchvision_operators = _declare_torchvision_operators()  # kept: dropping it would undo the declaration
+declare()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -82,18 +82,19 @@ def _apply(
     key: Hashable = None,
 ) -> Tensor:
     """``kron_linear`` on checked arguments; later calls with the same ``key`` come here no more."""
-    if swap := layout == "interleaved":
-        # kron(T, S) is the block form with the two factors' parts exchanged.
-        templates, scalers, path = scalers, templates, _SWAPPED.get(path, path)
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    train = _trains(x, templates, scalers)
-    y = call("kron_linear", rows, templates, scalers, bias, out, train, path, backend)
-    if key is not None and (linear := settled_linear(rows, templates, scalers, out, (train, path, backend))):
-        direct.remember(key, partial(_known, linear, swap, out))
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], out)
+    swap = layout == "interleaved"
+    settings = (_trains(x, templates, scalers), _SWAPPED.get(path, path) if swap else path, backend)
+
+    def operator(rows: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
+        y = call("kron_linear", rows, T, S, bias, out, *settings)
+        if key is not None and (linear := settled_linear(rows, T, S, out, settings)):
+            direct.remember(key, partial(_in_block_form, linear, swap, out))
+        return y
+
+    return _in_block_form(operator, swap, out, x, templates, scalers, bias)
 
 
-def _known(
+def _in_block_form(
     linear: Callable[..., Tensor],
     swap: bool,
     out: int,
@@ -102,8 +103,8 @@ def _known(
     scalers: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """``_apply`` where ``linear`` is what the plan chose for such a call."""
-    if swap:
+    """``linear``, which takes rows and the block layout, on ``x`` with any leading axes and, if ``swap``, interleaved."""
+    if swap:  # kron(T, S) is the block form with the two factors' parts exchanged
         templates, scalers = scalers, templates
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     y = linear(rows, templates, scalers, bias, out)

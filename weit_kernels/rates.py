@@ -131,7 +131,11 @@ DATA_SHEETS = {
 def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch") -> Rates | GpuRates:
     """The rates to plan with for a device, a dtype and a backend; the same for all backends of a GPU."""
     if device.type == "cpu":
-        return _cpu_rates(dtype, backend) or _cpu_rates(dtype, "torch") or CPU["AVX512"]["torch"]
+        kind = torch.backends.cpu.get_cpu_capability()
+        kind = kind if kind in CPU else "AVX512"  # how costs compare changes little
+        rates = CPU[kind].get(_name(backend, dtype)) or CPU[kind][_name("torch", dtype)]
+        half = dtype == torch.float64
+        return replace(rates, name=f"{rates.name}, float64", flops=rates.flops / 2) if half else rates
     name = tune.device_name(device)
     for known, sheet in DATA_SHEETS.items():
         if re.search(rf"\b{known}\b", name) and "Laptop" not in name:
@@ -139,21 +143,17 @@ def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch") 
     return measured(device, dtype) or DATA_SHEETS["H100"].rates("unknown GPU, taken for an H100, data sheet", dtype)
 
 
-def _cpu_rates(dtype: torch.dtype, backend: str) -> Rates | None:
-    """Rates of a backend on this CPU; ``None`` where such a CPU was not measured."""
-    name = f"{backend} 16-bit" if dtype.itemsize == 2 else backend
-    rates = CPU.get(torch.backends.cpu.get_cpu_capability(), {}).get(name)
-    if rates and dtype == torch.float64:
-        return replace(rates, name=f"{rates.name}, float64", flops=rates.flops / 2)
-    return rates
+def _name(backend: str, dtype: torch.dtype) -> str:
+    """What ``CPU`` calls the rates of a backend; those of float64 are float32's with half the peak."""
+    return f"{backend} 16-bit" if dtype.itemsize == 2 else backend
 
 
 def compiled_unproven(dtype: torch.dtype) -> str:
     """Why nobody knows whether the compiled kernels beat plain torch on this CPU; empty where it was measured."""
-    if _cpu_rates(dtype, "cpp"):
+    kind = torch.backends.cpu.get_cpu_capability()
+    if _name("cpp", dtype) in CPU.get(kind, {}):
         return ""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"not timed beside plain torch on a CPU with {capability}; ask for backend='cpp'"
+    return f"not timed beside plain torch on a CPU with {kind}; ask for backend='cpp'"
 
 
 def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:
