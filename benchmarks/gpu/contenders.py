@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import weit_kernels
+from benchmarks.contenders.dense import dense_layer
+from benchmarks.operands import WrongResult
+from benchmarks.operands import make_step as step_of
 from benchmarks.suite import SuiteShape, load
 from weit_kernels import reference
 from weit_kernels.shapes import BACKENDS, PATHS
@@ -27,10 +30,6 @@ STAGES = {"ours": (AUTO, MATERIALISED), "paths": FORCED, "compiled": (COMPILED,)
 # Relative error in norm, of the result and of every gradient, beyond which a contender is not timed: a few roundings of
 # the 16-bit formats; for float32 what TF32 leaves, which cuDNN uses unless told otherwise.
 BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 4e-3}
-
-
-class WrongResult(RuntimeError):
-    """A contender computes something else than the reference."""
 
 
 def suite_shapes(device: str, quick: bool) -> list[SuiteShape]:
@@ -149,35 +148,13 @@ def build(name: str, operands: Operands) -> nn.Module:
 
 
 def _dense(operands: Operands) -> nn.Module:
-    s, kind = operands.suite.shape, {"device": operands.x.device, "dtype": operands.dtype}
-    layer: nn.Module
-    if operands.suite.batch:
-        layer = nn.Conv2d(s.in_features, s.out_features, s.kernel, padding=operands.padding, **kind)
-    else:
-        layer = nn.Linear(s.in_features, s.out_features, **kind)
-    layer.load_state_dict({"weight": operands.weight, "bias": operands.b})
+    layer = dense_layer(operands)
     return layer.to(memory_format=torch.channels_last) if operands.channels_last else layer
 
 
 def make_step(module: nn.Module, operands: Operands, train: bool) -> Callable[[], dict[str, Tensor]]:
     """One call: the output alone without gradients, or the output and the gradients of ``x`` and all parameters."""
-    if not train:
-
-        def forward() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"output": module(operands.x)}
-
-        return forward
-
-    x = operands.x.detach().requires_grad_()
-    leaves = {"x": x, **{name.removeprefix("_orig_mod."): p for name, p in module.named_parameters()}}
-
-    def step() -> dict[str, Tensor]:
-        y = module(x)
-        grads = torch.autograd.grad(y, [*leaves.values()], operands.dy)
-        return {"output": y.detach(), **dict(zip(leaves, grads, strict=True))}
-
-    return step
+    return step_of(module, operands, "train" if train else "forward")
 
 
 def check(outputs: dict[str, Tensor], operands: Operands) -> dict[str, Any]:

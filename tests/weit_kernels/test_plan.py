@@ -9,7 +9,6 @@ from tests.weit_kernels.cases import PATHS
 from weit_kernels import cpp, kron_linear, plan
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import panel
-from weit_kernels.rates import rates_for
 
 SHAPES = {
     "wide": (64, (4, 12, 3), (16, 20)),
@@ -63,14 +62,6 @@ def test_compiled_kernels_only_where_they_were_measured_and_win(
     assert chosen.backend == "torch"
     assert "not considered: not timed beside plain torch on a CPU with NEW" in chosen.explain()
     assert plan(*few_operations, dtype, "cpu", backend="cpp").backend == "cpp"
-
-
-def test_a_cpu_of_another_kind_has_rates_of_the_same_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEW")
-    single, half, double = (rates_for(torch.device("cpu"), d) for d in (torch.float32, torch.bfloat16, torch.float64))
-    assert "16-bit" in half.name
-    assert half.flops > single.flops
-    assert double.flops == single.flops / 2
 
 
 def test_picks_the_panel_where_no_order_saves_operations() -> None:

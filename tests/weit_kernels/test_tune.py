@@ -4,8 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,10 @@ from weit_kernels import backends, plan, tune
 from weit_kernels.plan import Request, _estimates, choose, contenders
 from weit_kernels.shapes import KronShape
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 GPU = torch.device("cuda", 0)
 SECONDS = {"a": 2.0, "b": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Each test has a cache file of its own, no shipped ones, and hears every warning."""
-    path = tmp_path / "folder" / "tune.json"
-    monkeypatch.setenv("WEIT_CACHE", str(path))
-    monkeypatch.setattr(tune, "SHIPPED", tmp_path / "configs")
-    monkeypatch.delenv("WEIT_TUNE", raising=False)
-    tune._warn_once.cache_clear()
-    tune._cache.cache_clear()
-    yield path
-    tune._cache.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -438,37 +426,6 @@ def test_backends_run_what_the_planner_says_they_can(path: str) -> None:
             assert tune.disagreement([call()], [truth]) == ""
             ran += 1
     assert ran
-
-
-def test_known_gpus_are_planned_with_their_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
-    from weit_kernels import rates
-
-    for name, sheet in rates.DATA_SHEETS.items():
-        monkeypatch.setattr(tune, "device_name", lambda device, name=name: f"NVIDIA {name} 80GB")
-        half = rates.rates_for(GPU, torch.bfloat16)
-        assert (half.flops, half.bandwidth) == (sheet.half, sheet.bandwidth)
-        assert "data sheet" in half.name
-        assert rates.rates_for(GPU, torch.float32).flops in (sheet.single, sheet.tf32)
-
-
-def test_an_unknown_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from weit_kernels import rates
-
-    monkeypatch.setattr(tune, "device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(tune, "may_time", lambda place: False)
-    assert "unknown GPU" in rates.rates_for(GPU, torch.float32).name
-    timed = []
-    monkeypatch.setattr(tune, "may_time", lambda place: True)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(
-        rates, "_time_product_and_copy", lambda *args: timed.append(args) or {"product": 0.5, "copy": 0.25}
-    )
-    for _ in range(2):
-        found = rates.rates_for(GPU, torch.float32)
-        assert found.name == "Some GPU, measured"
-        assert found.flops * rates.REACHED == pytest.approx(2 * 4096**3 / 0.5)
-        assert found.bandwidth == pytest.approx(2 * 4 * 4096**2 / 0.25)
-    assert len(timed) == 1
 
 
 def test_a_fused_path_is_predicted_not_to_move_its_intermediate() -> None:

@@ -1,0 +1,48 @@
+"""The rates of CPUs by kind, of known GPUs from data sheets, and of unknown ones, with a clock that is made up."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from weit_kernels import rates, tune
+
+GPU = torch.device("cuda", 0)
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_a_cpu_of_another_kind_has_rates_of_the_same_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEW")
+    single, half, double = (
+        rates.rates_for(torch.device("cpu"), d) for d in (torch.float32, torch.bfloat16, torch.float64)
+    )
+    assert "16-bit" in half.name
+    assert half.flops > single.flops
+    assert double.flops == single.flops / 2
+
+
+def test_known_gpus_are_planned_with_their_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, sheet in rates.DATA_SHEETS.items():
+        monkeypatch.setattr(tune, "device_name", lambda device, name=name: f"NVIDIA {name} 80GB")
+        half = rates.rates_for(GPU, torch.bfloat16)
+        assert (half.flops, half.bandwidth) == (sheet.half, sheet.bandwidth)
+        assert "data sheet" in half.name
+        assert rates.rates_for(GPU, torch.float32).flops in (sheet.single, sheet.tf32)
+
+
+def test_an_unknown_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(tune, "may_time", lambda place: False)
+    assert "unknown GPU" in rates.rates_for(GPU, torch.float32).name
+    timed = []
+    monkeypatch.setattr(tune, "may_time", lambda place: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(
+        rates, "_time_product_and_copy", lambda *args: timed.append(args) or {"product": 0.5, "copy": 0.25}
+    )
+    for _ in range(2):
+        found = rates.rates_for(GPU, torch.float32)
+        assert found.name == "Some GPU, measured"
+        assert found.flops * rates.REACHED == pytest.approx(2 * 4096**3 / 0.5)
+        assert found.bandwidth == pytest.approx(2 * 4 * 4096**2 / 0.25)
+    assert len(timed) == 1
