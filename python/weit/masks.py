@@ -45,12 +45,12 @@ class Elastic(nn.Module):
         """How many sizes there are: the full one, 0, and the smaller ones, 1, 2, …"""
         return 1 + len(self._skeletons)
 
-    def forward(self, x: Tensor, size: int = 0) -> Any:
-        """What the model of that size returns for ``x``."""
+    def forward(self, *inputs: Tensor, size: int = 0) -> Any:
+        """What the model of that size returns for ``inputs``."""
         if size == 0:
-            return self.model(x)
+            return self.model(*inputs)
         skeleton = self._skeletons[size - 1]
-        return functional_call(skeleton.module, skeleton.parameters(), (x,), tie_weights=False)
+        return functional_call(skeleton.module, skeleton.parameters(), inputs, tie_weights=False)
 
     def train(self, mode: bool = True) -> Elastic:
         super().train(mode)

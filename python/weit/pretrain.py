@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from weit.bank import BankSpec, Source, TemplateBank
 from weit.convert import extract_bank, kronify
-from weit.engine.data import Batches, Data
-from weit.engine.loop import Loss, TrainConfig, logits_of, require, train
+from weit.engine.data import Batches, Data, Inputs
+from weit.engine.loop import Loss, TrainConfig, outputs_of, require, train
 from weit.engine.seeds import own_randomness
 from weit.masks import Elastic, draw_size
 from weit.nn.factors import KronFactors
@@ -127,14 +128,14 @@ class _Objective:
         self.config, self.loss = config, loss
         self.teacher = None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
 
-    def __call__(self, elastic: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+    def __call__(self, elastic: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         size = draw_size(self.config.seed, step, elastic.sizes, self.config.full_share)  # type: ignore[arg-type]
-        logits = logits_of(elastic(inputs, size))
+        logits = outputs_of(partial(elastic, size=size), inputs)
         value = self.loss(logits, targets)
         if self.teacher is None:
             return value
         with torch.no_grad():
-            answers = logits_of(self.teacher.to(inputs.device)(inputs))
+            answers = outputs_of(self.teacher.to(logits.device), inputs)
         return value + self.config.alpha * distillation(logits, answers, self.config.temperature)
 
 

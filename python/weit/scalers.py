@@ -122,7 +122,8 @@ def map_depth(source: Iterable[str], target: Iterable[str], depth: str = "prefix
     Names correspond if they are equal; but where modules form a list (their names are numbers) of another length, they
     correspond by position. In a shorter list, ``"prefix"`` keeps the first layers and ``"nearest"`` spreads over all, first
     on first and last on last. In a longer list each layer takes the nearest, so that neighbours come to be alike. Only
-    layers with the same parameters correspond: a first block with a shortcut stands for first blocks only.
+    layers with the same parameters correspond, and if there are none, those with more: a first block with a shortcut
+    stands for first blocks, and for others where the source has no others.
 
     Args:
         source, target: dotted parameter names.
@@ -178,6 +179,7 @@ def _positions(theirs: dict[str, list[_Path]], ours: dict[str, list[_Path]], dep
     chosen = {}
     for position, head in enumerate(new):
         alike = [i for i, other in enumerate(old) if set(theirs[other]) == set(ours[head])]
+        alike = alike or [i for i, other in enumerate(old) if set(theirs[other]) >= set(ours[head])]
         if alike:
             chosen[head] = old[min(alike, key=lambda i: abs(i - position * stretch))]
     return chosen

@@ -34,13 +34,13 @@ def test_a_size_is_the_model_made_of_prefixes() -> None:
                 cut = cut * (whole.shape[inputs] / parameter.shape[inputs]) ** 0.5
             parameter.copy_(cut)
     x = images()[0].double()
-    assert torch.allclose(model(x, 1), small(x), atol=1e-12)
-    assert torch.equal(model(x, 0), big(x))
+    assert torch.allclose(model(x, size=1), small(x), atol=1e-12)
+    assert torch.equal(model(x, size=0), big(x))
 
 
 def test_gradients_land_in_the_prefix_of_the_big_model() -> None:
     model, _ = elastic((16, 2))
-    model(images()[0].double(), 1).square().sum().backward()
+    model(images()[0].double(), size=1).square().sum().backward()
     scalers = model.model.get_parameter("blocks.0.mlp.fc1.scalers").grad
     assert scalers is not None
     m, n = scalers.shape[1] // 2, scalers.shape[2] // 2
@@ -60,8 +60,8 @@ def test_a_masked_step_costs_what_the_smaller_model_costs() -> None:
         return counter.get_total_flops()
 
     alone = flops(lambda: small(x))
-    assert flops(lambda: model(x, 1)) == alone
-    assert flops(lambda: model(x, 0)) > 2 * alone
+    assert flops(lambda: model(x, size=1)) == alone
+    assert flops(lambda: model(x, size=0)) > 2 * alone
 
 
 def test_skeletons_hold_nothing() -> None:

@@ -52,6 +52,8 @@ def test_a_block_with_a_shortcut_stands_for_its_like() -> None:
     assert [pairs[f"layer.{i}.conv"] for i in range(4)] == ["layer.0.conv"] + ["layer.1.conv"] * 3
     with pytest.raises(ValueError, match="depth must be one of"):
         map_depth([], [], "middle")
+    only_first = map_depth(stage(1), stage(2))  # nothing else to take from
+    assert only_first["layer.1.conv"] == "layer.0.conv"
 
 
 def test_the_same_size_gets_the_same_model(bank: weit.TemplateBank) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 from jsonargparse import Namespace
 
 from weit.bank import TemplateBank
+from weit.by_name import start_from_bank
 from weit.cli.arguments import Parser, add_fields, read_fields
-from weit.cli.model import DataFlags, SizeFlags
+from weit.cli.model import DataFlags, SizeFlags, scores
 from weit.models import save_model
-from weit.models.sizes import model_arguments
-from weit.recipes import start_from_bank
 
 RESUME = "nothing was written"
 
@@ -30,7 +29,7 @@ class InitFlags:
         out: folder for the model.
         steps: steps of scaler fitting; 0 for the first guess alone, without data.
         lr: learning rate of scaler fitting.
-        batch_size: images in a step.
+        batch_size: items in a step.
         seed: of the data's order.
     """
 
@@ -54,14 +53,13 @@ def run(parser: Parser, given: Namespace) -> None:
     if bank.source is None or not {"model", "arguments"} <= bank.source.config.keys():
         raise ValueError(f"bank must come with the model it was pre-trained in, but {flags.bank} names none")
     task, model = data.task(), bank.source.config["model"]
-    of_data = model_arguments(task, model, {})
+    of_data = task.arguments(model, {})
     size = sizes.or_else(
         {name: value for name, value in bank.source.config["arguments"].items() if name not in of_data}
     )
     fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, "batch_size": flags.batch_size, "seed": flags.seed}
     network = start_from_bank(task, bank, model, size, **fit, progress=True)
-    save_model(network, flags.out, model, model_arguments(task, model, size))
-    found = task.evaluate(network, task.validation)
+    save_model(network, flags.out, model, task.arguments(model, size))
+    found = scores(task, network, "validation")
     numbers = sum(parameter.numel() for parameter in network.parameters())
-    print(f"{flags.out}: {model} {size}, {numbers:,} parameters, validation accuracy {100 * found['accuracy']:.1f} % "
-          f"before training")  # fmt: skip
+    print(f"{flags.out}: {model} {size}, {numbers:,} parameters; before training: {found}")

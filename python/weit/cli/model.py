@@ -5,25 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from weit.models.sizes import parse_size
-from weit.recipes import Size
-from weit.tasks import Task, load_task
+from weit.tasks import Size, Task, load_task
+
+SIZE: Size = {"width": 64, "depth": 6}  # of the package's own models, where the user names none
 
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Which images.
+    """Which task.
 
     Args:
-        data: digits or fashion-mnist.
-        root: folder of the data set, if it is not in the usual place.
+        family: classification, generation or control.
+        data: of that family: digits or fashion-mnist for images; an environment such as Hopper-v5 for control.
+        root: folder or file of the data, if it is not in the usual place.
     """
 
-    data: str = "digits"
+    family: str = "classification"
+    data: str | None = None
     root: Path | None = None
 
     def task(self) -> Task:
-        return load_task(self.data, self.root)
+        return load_task(self.data, self.root, self.family)
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,13 @@ class SizeFlags:
             return {**default, **parse_size(self.size)}
         asked = {"width": self.width, "depth": self.depth}
         return {**default, **{name: value for name, value in asked.items() if value is not None}}
+
+
+def scores(task: Task, network: nn.Module, *splits: str) -> str:
+    """What ``network`` scores on each split, in words."""
+    found = []
+    for split in splits:
+        values = task.evaluate(network, split)
+        found += [f"{split} {metric.label} {metric.show(values[metric.name])}" for metric in task.metrics
+                  if metric.name in values]  # fmt: skip
+    return ", ".join(found)

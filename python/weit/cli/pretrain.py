@@ -8,11 +8,11 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from weit.bank import BankSpec
+from weit.by_name import pretrain_bank
 from weit.cli.arguments import Parser, add_fields, read_fields
-from weit.cli.model import DataFlags, SizeFlags
+from weit.cli.model import SIZE, DataFlags, SizeFlags
 from weit.models.sizes import parse_size
 from weit.pretrain import PretrainConfig
-from weit.recipes import pretrain_bank
 
 RESUME = "the same command with --resume goes on from the last checkpoint"
 
@@ -23,13 +23,13 @@ class PretrainFlags:
 
     Args:
         out: folder for the run; the bank goes to its subfolder bank.
-        model: vit, or timm:NAME or hf:NAME where installed.
+        model: see weit compare --help; the usual one of the family if not given.
         smaller: sizes that the pre-training also runs at, such as 48x6 32x3.
         resume: go on from the last checkpoint in the folder.
     """
 
     out: Path
-    model: str = "vit"
+    model: str | None = None
     smaller: list[str] = field(default_factory=lambda: ["48x6", "32x6", "64x3", "48x4", "32x3"])
     resume: bool = False
 
@@ -61,8 +61,10 @@ def run(parser: Parser, given: Namespace) -> None:
     config = read_fields(
         parser, given, PretrainConfig, spec=BankSpec(shape.templates, shape.template_shape, shape.layout)
     )
-    size = sizes.or_else({"width": 64, "depth": 6} if flags.model == "vit" else {})
+    task = data.task()
+    model = flags.model or task.model
+    size = sizes.or_else({} if ":" in model else SIZE)
     smaller = [parse_size(each) for each in flags.smaller]
-    bank = pretrain_bank(data.task(), flags.model, size, smaller, config, run_dir=flags.out, resume=flags.resume)
+    bank = pretrain_bank(task, model, size, smaller, config, run_dir=flags.out, resume=flags.resume)
     bank.save_pretrained(flags.out / "bank")
     print(f"{flags.out / 'bank'}: {len(bank.roles)} roles, {bank.num_parameters():,} numbers in templates")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from weit.by_name import build, train_dense
 from weit.cli.arguments import Parser, add_fields, read_fields
-from weit.cli.model import DataFlags, SizeFlags
+from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig
 from weit.models import load_model, save_model
-from weit.models.sizes import model_arguments, training_flops
-from weit.recipes import build, train_dense
+from weit.models.sizes import training_flops
 
 RESUME = "the same command with --resume goes on from the last checkpoint"
 
@@ -24,13 +24,13 @@ class TrainFlags:
     Args:
         out: folder for the run; the model goes to its subfolder model.
         init: folder of a model to start from; a fresh one if not given.
-        model: of a fresh one: vit, or timm:NAME or hf:NAME where installed.
+        model: of a fresh one: see weit compare --help; the usual one of the family if not given.
         resume: go on from the last checkpoint in the folder.
     """
 
     out: Path
     init: Path | None = None
-    model: str = "vit"
+    model: str | None = None
     resume: bool = False
 
 
@@ -49,11 +49,11 @@ def run(parser: Parser, given: Namespace) -> None:
         network, saved = load_model(flags.init)
         model, arguments = saved["model"], saved["arguments"]
     else:
-        size = sizes.or_else({"width": 64, "depth": 6} if flags.model == "vit" else {})
-        model, arguments = flags.model, model_arguments(task, flags.model, size)
+        model = flags.model or task.model
+        size = sizes.or_else({} if ":" in model else SIZE)
+        arguments = task.arguments(model, size)
         network = build(task, model, size, config.seed)
     train_dense(task, network, config, run_dir=flags.out, resume=flags.resume)
     flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, flags.out / "model", model, arguments, training_flops=flops)
-    found = {split: task.evaluate(network, getattr(task, split))["accuracy"] for split in ("validation", "test")}
-    print(f"{flags.out / 'model'}: " + ", ".join(f"{split} {100 * value:.1f} %" for split, value in found.items()))
+    print(f"{flags.out / 'model'}: {scores(task, network, 'validation', 'test')}")

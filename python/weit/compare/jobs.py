@@ -11,14 +11,13 @@ from typing import Any
 from torch import nn
 
 from weit.bank import BankSpec, TemplateBank
+from weit.by_name import build, pretrain_bank, start_from_bank, train_dense
 from weit.engine import TrainConfig
 from weit.models import load_model, save_model
-from weit.models.sizes import model_arguments, training_flops
+from weit.models.sizes import training_flops
 from weit.pretrain import PretrainConfig
-from weit.recipes import Size, build, pretrain_bank, start_from_bank, train_dense
 from weit.rivals import RIVALS
-from weit.tasks import Task, load_task
-from weit.tasks.classification import head
+from weit.tasks import Size, Task, load_task
 
 Paths = dict[str, Path]
 Report = Callable[[float], None]
@@ -26,9 +25,9 @@ Report = Callable[[float], None]
 
 
 @lru_cache(maxsize=1)
-def _task(data: str, root: Path | None) -> Task:
+def _task(family: str, data: str, root: Path | None) -> Task:
     """Read once a worker: the files of a data set take longer than many a job."""
-    return load_task(data, root)
+    return load_task(data, root, family)
 
 
 def make_bank(
@@ -36,6 +35,7 @@ def make_bank(
     paths: Paths,
     report: Report,
     *,
+    family: str,
     data: str,
     model: str,
     size: Size,
@@ -44,41 +44,56 @@ def make_bank(
 ) -> dict[str, float]:
     """Pre-train a bank into ``folder``."""
     settings = {**settings, "spec": BankSpec.of(settings.get("spec", {}))}
-    config = PretrainConfig(**settings)
+    config, task = PretrainConfig(**settings), _task(family, data, paths.get("root"))
     progress = _Ticks(report, config)
     started = time.perf_counter()
-    bank = pretrain_bank(
-        _task(data, paths.get("root")), model, size, smaller, config, on_evaluate=progress, progress=False
-    )
+    bank = pretrain_bank(task, model, size, smaller, config, on_evaluate=progress, progress=False)
     seconds = time.perf_counter() - started
     bank.save_pretrained(folder)
     return {"seconds": seconds, "template_numbers": bank.num_parameters()}
 
 
 def make_source(
-    folder: Path, paths: Paths, report: Report, *, data: str, model: str, size: Size, settings: dict[str, Any]
+    folder: Path,
+    paths: Paths,
+    report: Report,
+    *,
+    family: str,
+    data: str,
+    model: str,
+    size: Size,
+    settings: dict[str, Any],
 ) -> dict[str, float]:
     """Train a dense model for rivals to take from, into ``folder``."""
-    config, task = TrainConfig(**settings), _task(data, paths.get("root"))
-    arguments = model_arguments(task, model, size)
+    config, task = TrainConfig(**settings), _task(family, data, paths.get("root"))
+    arguments = task.arguments(model, size)
     network, progress = build(task, model, size, config.seed), _Ticks(report, config)
     started = time.perf_counter()
     train_dense(task, network, config, evaluate=lambda _: progress(), progress=False)
     seconds = time.perf_counter() - started
     flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, folder, model, arguments, training_flops=flops)
-    return {"seconds": seconds, "accuracy": task.evaluate(network, task.validation)["accuracy"]}
+    return {"seconds": seconds, **task.evaluate(network, "validation", quick=True)}
 
 
 def make_start(
-    folder: Path, paths: Paths, report: Report, *, data: str, model: str, size: Size, bank: str, **settings: Any
+    folder: Path,
+    paths: Paths,
+    report: Report,
+    *,
+    family: str,
+    data: str,
+    model: str,
+    size: Size,
+    bank: str,
+    **settings: Any,
 ) -> dict[str, float]:
     """Initialise a dense model from the bank at ``paths["bank"]``, whose digest is ``bank``, into ``folder``."""
-    task, pretrained = _task(data, paths.get("root")), TemplateBank.from_pretrained(paths["bank"])
+    task, pretrained = _task(family, data, paths.get("root")), TemplateBank.from_pretrained(paths["bank"])
     started = time.perf_counter()
     network = start_from_bank(task, pretrained, model, size, **settings)
     seconds = time.perf_counter() - started
-    save_model(network, folder, model, model_arguments(task, model, size))
+    save_model(network, folder, model, task.arguments(model, size))
     return {"seconds": seconds}
 
 
@@ -87,47 +102,61 @@ def train_cell(
     paths: Paths,
     report: Report,
     *,
+    family: str,
     data: str,
     model: str,
     size: Size,
     initializer: str,
     start: dict[str, Any],
-    curve_images: int,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train one model from one start; its learning curve, and validation and test accuracy at the end.
+    """Train one model from one start: its learning curve, and what it scores on either split at the end.
 
     A model that was initialised before is at ``paths["start"]``, the trained one that a rival takes from at
     ``paths["source"]``; ``start`` says what went into them, and under ``"learn"`` the settings of a rival that learns.
+    A run whose loss becomes infinite ends with the worst score that it had on the way: too high a learning rate is an
+    answer, and must not end the comparison.
     """
-    task, config = _task(data, paths.get("root")), TrainConfig(**settings)
-    if "start" in paths:
-        network, _ = load_model(paths["start"])
-    else:
-        source = load_model(paths["source"])[0] if "source" in paths else None
-        learning = {**start["learn"], "data": task.train, "loss": task.loss} if "learn" in start else {}
-        network = RIVALS[initializer](build(task, model, size, config.seed), source, seed=config.seed, **learning)
-    shown, progress = head(task.test, curve_images), _Ticks(report, config)
-    curve = [task.evaluate(network, shown)["accuracy"]]
+    task, config = _task(family, data, paths.get("root")), TrainConfig(**settings)
+    metric, progress = task.metrics[0], _Ticks(report, config)
+    network = _started(task, paths, model, size, initializer, start, config.seed)
+    curve = [task.evaluate(network, "test", quick=True)[metric.name]]
 
     def evaluate(network: nn.Module) -> dict[str, float]:
-        curve.append(task.evaluate(network, shown)["accuracy"])
+        curve.append(task.evaluate(network, "test", quick=True)[metric.name])
         return progress()
 
+    steps = [*range(0, config.steps, config.evaluate_every), config.steps]
     started = time.perf_counter()
     try:
         train_dense(task, network, config, evaluate=evaluate, progress=False)
-        final = {split: task.evaluate(network, getattr(task, split))["accuracy"] for split in ("validation", "test")}
-    except FloatingPointError:  # too high a learning rate is an answer, and must not end the comparison
-        final = {"validation": 0.0, "test": 0.0}
-    steps = [*range(0, config.steps, config.evaluate_every), config.steps]
-    curve = [*curve, *[0.0] * (len(steps) - len(curve))]
+        seconds = time.perf_counter() - started
+        final = {split: task.evaluate(network, split) for split in ("validation", "test")}
+    except FloatingPointError:
+        seconds = time.perf_counter() - started
+        worst = min(curve) if metric.higher else max(curve)
+        curve += [worst] * (len(steps) - len(curve))
+        final = {split: {metric.name: worst} for split in ("validation", "test")}
     return {
-        "curve": list(zip(steps, [*curve[:-1], final["test"]], strict=True)),
+        "curve": list(zip(steps, [*curve[:-1], final["test"][metric.name]], strict=True)),
         **final,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
+
+
+def _started(
+    task: Task, paths: Paths, model: str, size: Size, initializer: str, start: dict[str, Any], seed: int
+) -> nn.Module:
+    if "start" in paths:
+        return load_model(paths["start"])[0]
+    source = load_model(paths["source"])[0] if "source" in paths else None
+    learning = dict(start.get("learn", {}))
+    if learning:
+        learning |= {"data": task.train, "loss": task.loss}
+        if initializer != "ligo":  # which learns from the data alone
+            learning["distance"] = task.distance
+    return RIVALS[initializer](build(task, model, size, seed), source, seed=seed, **learning)
 
 
 class _Ticks:

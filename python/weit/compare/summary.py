@@ -6,27 +6,33 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from weit.tasks import Metric
+
 Curve = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one initialiser did for one target, over all seeds.
+    """What one start did for one target, over all seeds.
 
     Attributes:
         lr: the learning rate that was best on the validation split.
-        tests: test accuracy at the end, one for each seed.
-        curve: (step, mean test accuracy, standard deviation over seeds).
+        tests: the deciding score on the test split at the end, one for each seed.
+        others: the same of the task's other metrics, by name; a run that diverged has none.
+        curve: (step, mean score on the test split, standard deviation over seeds).
         extra_steps: work before step 0, in training steps of this target: fitting and the share of the pre-training.
-        reached: first step of the mean curve that is at scratch's final mean accuracy, if any is.
+        reached: first step of the mean curve that is at scratch's final mean score, if any is.
+        metric: the deciding one.
     """
 
     initializer: str
     lr: float
     tests: list[float]
+    others: dict[str, list[float]]
     curve: list[tuple[int, float, float]]
     extra_steps: float
     reached: int | None
+    metric: Metric
 
     @property
     def mean(self) -> float:
@@ -35,7 +41,7 @@ class Outcome:
     @property
     def spread(self) -> float:
         """Standard deviation over seeds; 0 for one seed."""
-        return stdev(self.tests) if len(self.tests) > 1 else 0.0
+        return spread(self.tests)
 
     @property
     def steps(self) -> int:
@@ -43,17 +49,19 @@ class Outcome:
 
     def ahead_of(self, other: Outcome) -> int:
         """1 if ahead, -1 if behind, 0 if the means differ by no more than the two spreads together."""
-        difference, noise = self.mean - other.mean, (self.spread**2 + other.spread**2) ** 0.5
-        return 0 if abs(difference) <= noise else 1 if difference > 0 else -1
+        noise = (self.spread**2 + other.spread**2) ** 0.5
+        if abs(self.mean - other.mean) <= noise:
+            return 0
+        return 1 if self.metric.better(self.mean, other.mean) else -1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One target with the outcome of every initialiser.
+    """One target with the outcome of every start.
 
     Attributes:
         flops: the price of a training step.
-        absent: why an initialiser has no outcome, for each that cannot serve this target.
+        absent: why a start has no outcome, for each that cannot serve this target.
     """
 
     target: str
@@ -64,9 +72,15 @@ class Row:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def best_lr(validation: dict[float, float]) -> float:
-    """The learning rate with the best accuracy; of equals the smallest."""
-    return min(validation, key=lambda lr: (-validation[lr], lr))
+def best_lr(validation: dict[float, float], metric: Metric) -> float:
+    """The learning rate with the best score; of equals the smallest."""
+    sign = -1 if metric.higher else 1
+    return min(validation, key=lambda lr: (sign * validation[lr], lr))
+
+
+def spread(values: list[float]) -> float:
+    """Standard deviation; 0 for one value."""
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def summarize(
@@ -75,16 +89,21 @@ def summarize(
     flops: int,
     cells: dict[str, tuple[float, list[dict[str, Any]]]],
     extra_steps: dict[str, float],
+    metrics: tuple[Metric, ...],
     absent: dict[str, str] | None = None,
 ) -> Row:
-    """The row of one target; ``cells``: initialiser -> its learning rate and the result of each seed's cell."""
-    final = fmean(cell["test"] for cell in cells["scratch"][1])
+    """The row of one target; ``cells``: start -> its learning rate and the result of each seed's cell."""
+    metric, *more = metrics
+    final = fmean(cell["test"][metric.name] for cell in cells["scratch"][1])
     outcomes = {}
     for name, (lr, results) in cells.items():
         curve = _mean_curve([cell["curve"] for cell in results])
-        reached = next((step for step, accuracy, _ in curve if accuracy >= final), None)
-        tests = [cell["test"] for cell in results]
-        outcomes[name] = Outcome(name, lr, tests, curve, extra_steps[name], reached)
+        reached = next((step for step, score, _ in curve if not metric.better(final, score)), None)
+        tests, *others = (
+            [cell["test"][each.name] for cell in results if each.name in cell["test"]] for each in metrics
+        )
+        named = {each.name: found for each, found in zip(more, others, strict=True)}
+        outcomes[name] = Outcome(name, lr, tests, named, curve, extra_steps[name], reached, metric)
     return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes, absent or {})
 
 
@@ -103,6 +122,6 @@ def kind_of(size: dict[str, int], pretrained: dict[str, Any]) -> str:
 def _mean_curve(curves: list[Curve]) -> list[tuple[int, float, float]]:
     points = []
     for at_one_step in zip(*curves, strict=True):
-        accuracies = [accuracy for _, accuracy in at_one_step]
-        points.append((at_one_step[0][0], fmean(accuracies), stdev(accuracies) if len(accuracies) > 1 else 0.0))
+        scores = [score for _, score in at_one_step]
+        points.append((at_one_step[0][0], fmean(scores), spread(scores)))
     return points

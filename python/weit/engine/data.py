@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from weit.engine.seeds import mix, reseed_all
 
 Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | Sequence[Tensor]"
-"""A map-style data set of items (input, target), a data loader over one, or a pair of tensors (inputs, targets)."""
+"""A map-style data set of items (input, target), a data loader over one, or a pair of tensors (inputs, targets).
 
-Batch: TypeAlias = tuple[Tensor, Tensor]
+Where a model takes several inputs, a data set's ``input`` is a tuple of tensors."""
+
+Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
+Batch: TypeAlias = tuple[Inputs, Tensor]
 
 _ORDER, _ITEMS = 1, 2  # what a seed is drawn for, so that the two streams have nothing in common
 _IGNORED = -100  # the label that torch's cross-entropy leaves out by default
@@ -49,7 +52,8 @@ class Batches:
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._classes: int | None = None
         self.count = _count(dataset, self._tensors)
-        _check_inputs(self.batch(0)[0] if self._tensors is None else self._tensors[0])
+        for inputs in tensors_of(self.batch(0)[0] if self._tensors is None else self._tensors[0]):
+            _check_inputs(inputs)
 
     def indices(self, step: int) -> Tensor:
         """Which items batch ``step`` holds on this process: int64 ``(batch_size / world,)``."""
@@ -123,6 +127,11 @@ class _SeededItems(Dataset[Any]):
         return [self._dataset[i] for i in indices]
 
 
+def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The inputs of a model as it takes them, one after another."""
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
+
+
 def _dataset_of(loader: DataLoader[Any]) -> Any:
     if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
         sampler = type(loader.sampler).__name__
@@ -130,13 +139,15 @@ def _dataset_of(loader: DataLoader[Any]) -> Any:
     return loader.dataset
 
 
-def _as_tensors(data: Any) -> Batch | None:
+def _as_tensors(data: Any) -> tuple[Tensor, Tensor] | None:
     """The pair of tensors behind ``data``, so that a batch is one indexing; ``None`` where items have to be fetched."""
     if isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__:
         data = data.tensors
     if not isinstance(data, tuple | list):
         return None
     inputs, targets = _as_pair(data)
+    if not isinstance(inputs, Tensor):
+        raise TypeError("data in memory must be a pair of tensors; several inputs come from a data set")
     if len(inputs) != len(targets):
         raise ValueError(f"inputs and targets must be of one length, got {len(inputs)} and {len(targets)}")
     return inputs, targets
@@ -145,13 +156,16 @@ def _as_tensors(data: Any) -> Batch | None:
 def _as_pair(batch: Any) -> Batch:
     if not isinstance(batch, tuple | list):
         raise TypeError(f"data must give pairs of tensors (inputs, targets), got {type(batch).__name__}")
-    if len(batch) != 2 or not all(isinstance(part, Tensor) and part.dim() for part in batch):
-        kinds = ", ".join(type(part).__name__ for part in batch)
+    inputs = batch[0] if batch else ()
+    several = isinstance(inputs, tuple | list)
+    parts = [*inputs, *batch[1:]] if several else list(batch)
+    if len(batch) != 2 or (several and not inputs) or not all(isinstance(part, Tensor) and part.dim() for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts)
         raise TypeError(f"data must give pairs of tensors (inputs, targets), got ({kinds})")
-    return batch[0], batch[1]
+    return tuple(inputs) if several else inputs, batch[1]
 
 
-def _count(dataset: Any, tensors: Batch | None) -> int:
+def _count(dataset: Any, tensors: tuple[Tensor, Tensor] | None) -> int:
     if tensors is not None:
         count = len(tensors[0])
     elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):

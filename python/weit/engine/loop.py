@@ -18,13 +18,13 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weit.engine.data import Batches, Data
+from weit.engine.data import Batches, Data, Inputs, tensors_of
 from weit.engine.run_folder import Record, RunFolder
 from weit.engine.seeds import mix, own_randomness, reseed
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
-"""What a step minimises: (model, inputs, targets, step) → scalar."""
+Objective: TypeAlias = Callable[[nn.Module, Inputs, Tensor, int], Tensor]
+"""What a step minimises: (model, inputs, targets, step) → scalar; see ``outputs_of`` for how it calls the model."""
 
 _STEP = 3  # what a seed is drawn for; see data.py for the others
 
@@ -110,10 +110,10 @@ def train(
     depends on the arguments only: a resumed run ends with the same bits as one that was never interrupted.
 
     Args:
-        model: inputs → logits, a tensor or an object with ``.logits``.
+        model: inputs → outputs, a tensor or an object with ``.logits``; several inputs come as several arguments.
         data: a data set of pairs, a data loader over one, or a pair of tensors; see ``weit.engine.data.Batches``.
         config: see ``TrainConfig``.
-        loss: (logits, targets) → scalar, a mean over the items.
+        loss: (outputs, targets) → scalar, a mean over the items.
         objective: in place of ``loss(model(inputs), targets)``; gets the step too.
         evaluate: model → numbers to add to the record; called in evaluation mode, without gradients.
         run_dir: folder for ``config.yaml``, ``metrics.jsonl``, TensorBoard events and checkpoints.
@@ -218,17 +218,18 @@ class _Run:
                 self.folder.close()
         return self.history
 
-    def _update(self, inputs: Tensor, targets: Tensor) -> None:
+    def _update(self, inputs: Inputs, targets: Tensor) -> None:
         config, accelerator = self.config, self.accelerator
         reseed(mix(config.seed, _STEP, self.step, accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step)
-        parts = list(zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
+        several = [tensor.chunk(config.accumulate) for tensor in (*tensors_of(inputs), targets)]
+        parts = list(zip(*several, strict=True))
         total = torch.zeros((), device=accelerator.device)
         for i, part in enumerate(parts, 1):
-            x, y = (tensor.to(accelerator.device, non_blocking=True) for tensor in part)
+            *x, y = (tensor.to(accelerator.device, non_blocking=True) for tensor in part)
             with accelerator.no_sync(self.objective) if i < len(parts) else nullcontext():
-                loss = self.objective(x, y, self.step) / len(parts)
+                loss = self.objective(tuple(x), y, self.step) / len(parts)
                 accelerator.backward(loss)
             total += loss.detach()
         if config.clip_norm is not None:
@@ -277,7 +278,7 @@ class _WithObjective(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+    def forward(self, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         return self.objective(self.model, inputs, targets, step)
 
 
@@ -285,12 +286,13 @@ class _Supervised:
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
 
-    def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
-        return self.loss(logits_of(model(inputs)), targets)
+    def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
+        return self.loss(outputs_of(model, inputs), targets)
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returns: the tensor itself, or ``.logits`` of a Hugging Face output."""
+def outputs_of(model: Callable[..., Any], inputs: Inputs) -> Tensor:
+    """What ``model`` makes of ``inputs``, one or several: the tensor itself, or ``.logits`` of a Hugging Face output."""
+    output = model(*tensors_of(inputs))
     if isinstance(output, Tensor):
         return output
     if isinstance(getattr(output, "logits", None), Tensor):
@@ -321,7 +323,7 @@ def _limit_labels(model: nn.Module, batches: Batches, device: torch.device) -> N
         return
     model.eval()
     with torch.no_grad():
-        logits = logits_of(model(inputs[:1].to(device)))
+        logits = outputs_of(model, tuple(tensor[:1].to(device) for tensor in tensors_of(inputs)))
     if logits.dim() == 2:
         batches.limit_labels(logits.shape[1])
 

@@ -1,35 +1,45 @@
-"""Models by name: the package's own small ViT, and timm's and Hugging Face's where those are installed."""
+"""Models by name: the package's own small ones, and timm's and Hugging Face's where those are installed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from weit.models import presets
 from weit.models.vit import VisionTransformer
+
+_OWN: dict[str, Callable[..., nn.Module]] = {"vit": VisionTransformer}
+_PRESETS = {"resnet": presets.resnet, "convnext": presets.convnext}
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
-    """A freshly initialised image classifier, images ``(B, in_chans, H, W)`` -> logits ``(B, num_classes)``.
+    """A freshly initialised model.
 
     Args:
-        name: ``"vit"`` (``VisionTransformer``), ``"timm:<model>"`` (any name timm knows) or ``"hf:<model type>"`` (a
+        name: one of the package's own, ``"vit"``; ``"resnet"`` or ``"convnext"``, small ones of Hugging Face sized by width
+            and depth (``weit.models.presets``); ``"timm:<model>"`` (any name timm knows) or ``"hf:<model type>"`` (a
             Hugging Face model type such as ``vit`` or ``resnet``, built from its configuration without a download).
-        **arguments: ``img_size``, ``in_chans``, ``num_classes`` for all of them, and the model's own.
+        **arguments: the model's own; image classifiers, images ``(B, in_chans, H, W)`` -> logits ``(B, num_classes)``,
+            take ``img_size``, ``in_chans`` and ``num_classes``, whichever library they are from.
 
     Raises:
         ValueError: unknown name, or arguments that the model refuses.
         RuntimeError: the library that builds the model is not installed.
     """
     library, _, model = name.rpartition(":")
-    if name != "vit" and (library not in ("timm", "hf") or not model):
-        raise ValueError(f'model must be "vit", "timm:<model>" or "hf:<model type>", got {name!r}')
+    if name not in _OWN and name not in _PRESETS and (library not in ("timm", "hf") or not model):
+        known = ", ".join(f'"{own}"' for own in (*_OWN, *_PRESETS))
+        raise ValueError(f'model must be {known}, "timm:<model>" or "hf:<model type>", got {name!r}')
     try:
+        if name in _PRESETS:
+            return _hugging_face(name, **_PRESETS[name](**arguments))
         if library == "timm":
             return _timm(model, **arguments)
         if library == "hf":
             return _hugging_face(model, **arguments)
-        return VisionTransformer(**arguments)
+        return _OWN[name](**arguments)
     except TypeError as error:
         raise ValueError(f"model {name} refuses its arguments: {error}") from error
 

@@ -8,7 +8,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from weit.models.create import create_model
-from weit.tasks.classification import Task
 
 
 def parse_size(text: str) -> dict[str, int]:
@@ -26,18 +25,20 @@ def parse_size(text: str) -> dict[str, int]:
         raise ValueError(f"a size must look like 64x6 (width x depth) or name=64,other=6, got {text!r}") from None
 
 
-def model_arguments(task: Task, model: str, size: dict[str, int]) -> dict[str, Any]:
-    """Arguments of ``create_model`` for a model of that size for the images of ``task``."""
-    patches = {"patch_size": task.patch_size} if model == "vit" else {}
-    return {**task.model_args, **patches, **size}
-
-
 def training_flops(model: str, arguments: dict[str, Any]) -> int:
-    """Floating-point operations (two a multiply-add) of a dense model's forward and backward pass for one image."""
+    """Floating-point operations (two a multiply-add) of a dense model's forward and backward pass for one item.
+
+    The item is what the model's ``example_inputs`` gives, or else an image.
+    """
     with torch.device("meta"):  # nothing is computed, and attention is counted as the matrix products it is
         network = create_model(model, **arguments)
-        side = arguments["img_size"]
-        image = torch.empty(1, arguments["in_chans"], side, side)
+        example = getattr(network, "example_inputs", None)
+        if callable(example):
+            inputs = example()
+        else:
+            side = arguments["img_size"]
+            inputs = (torch.empty(1, arguments["in_chans"], side, side),)
+    network.eval()  # batch norms that learn refuse a single pixel of a single item
     with FlopCounterMode(display=False) as counter:
-        network(image).sum().backward()
+        network(*inputs).sum().backward()
     return counter.get_total_flops()

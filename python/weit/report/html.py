@@ -19,7 +19,7 @@ import torch
 from weit.compare import Comparison
 from weit.files import atomic_write
 from weit.report.plots import plot_steps, plot_work
-from weit.report.text import HEADINGS, LABELS, cells, table, verdicts
+from weit.report.text import LABELS, cells, headings, table, verdicts
 from weit_kernels import __version__
 
 
@@ -39,10 +39,11 @@ def write_report(comparison: Comparison, out: Path, notes: Sequence[str] = ()) -
     sentences = [*verdicts(comparison), *notes]
     atomic_write(out / "table.txt", table(comparison) + "\n\n" + "\n".join(sentences) + "\n")
     atomic_write(out / "results.json", json.dumps(_plain(asdict(comparison)), indent=1) + "\n")
-    best = {row.target: max(outcome.mean for outcome in row.outcomes.values()) for row in comparison.rows}
+    pick = max if comparison.metrics[0].higher else min
+    best = {row.target: pick(outcome.mean for outcome in row.outcomes.values()) for row in comparison.rows}
     lines = [
-        {"texts": texts, "first": texts[3] == LABELS[comparison.config.initializers[0]],
-         "rows": len(comparison.config.initializers), "weit": texts[3] == LABELS["weit"],
+        {"texts": texts, "first": texts[3] == LABELS[comparison.config.starts[0]],
+         "rows": len(comparison.config.starts), "weit": texts[3] == LABELS["weit"],
          "best": outcome is not None and outcome.mean == best[row.target]}
         for row, outcome, texts in cells(comparison)
     ]  # fmt: skip
@@ -54,7 +55,9 @@ def write_report(comparison: Comparison, out: Path, notes: Sequence[str] = ()) -
         path,
         page.render(
             config=comparison.config,
-            headings=HEADINGS,
+            data=comparison.data,
+            model=comparison.model,
+            headings=headings(comparison),
             lines=lines,
             sentences=sentences,
             pretrained=comparison.pretrained,

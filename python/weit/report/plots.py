@@ -27,16 +27,14 @@ _COLOURS = {
 
 
 def plot_steps(comparison: Comparison, path: Path) -> None:
-    """Test accuracy against training steps on one schedule; scratch that trains longer has another and is left out."""
-    names = [name for name in comparison.config.initializers if name != LONGER]
+    """Test score against training steps on one schedule; scratch that trains longer has another and is left out."""
+    names = [name for name in comparison.config.starts if name != LONGER]
     _plot(comparison, path, names, "training steps", by_work=False)
 
 
 def plot_work(comparison: Comparison, path: Path) -> None:
-    """Test accuracy against total work, in training steps of each target: a curve starts where its preparation ends."""
-    _plot(
-        comparison, path, comparison.config.initializers, "total work, in training steps of this target", by_work=True
-    )
+    """Test score against total work, in training steps of each target: a curve starts where its preparation ends."""
+    _plot(comparison, path, comparison.config.starts, "total work, in training steps of this target", by_work=True)
 
 
 def _plot(comparison: Comparison, path: Path, names: list[str], xlabel: str, by_work: bool) -> None:
@@ -55,7 +53,7 @@ def _plot(comparison: Comparison, path: Path, names: list[str], xlabel: str, by_
     for axis in axes.flat[len(comparison.rows) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
-        axis.set_ylabel("test accuracy, %")
+        axis.set_ylabel(f"test {comparison.metrics[0].label}")
     figure.supxlabel(xlabel, fontsize=11)
     drawn = [pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in drawn}  # no target needs to have them all
@@ -73,7 +71,8 @@ def _plot(comparison: Comparison, path: Path, names: list[str], xlabel: str, by_
 def _draw(axis: Axes, outcome: Outcome, by_work: bool) -> None:
     offset = outcome.extra_steps if by_work else 0.0
     steps = [step + offset for step, _, _ in outcome.curve]
-    low, mean, high = zip(*((100 * (m - s), 100 * m, 100 * (m + s)) for _, m, s in outcome.curve), strict=True)
+    scale = outcome.metric.scale
+    low, mean, high = zip(*((scale * (m - s), scale * m, scale * (m + s)) for _, m, s in outcome.curve), strict=True)
     style = "--" if outcome.initializer == LONGER else "-"
     colour = _COLOURS[outcome.initializer]
     axis.plot(steps, mean, style, color=colour, label=LABELS[outcome.initializer], linewidth=1.8)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import fmean, median
 
 from weit.compare import Comparison
 from weit.compare.config import LONGER, WEIT
-from weit.compare.summary import Outcome, Row
+from weit.compare.summary import Outcome, Row, spread
+from weit.tasks import Metric
 
 LABELS = {
     "scratch": "scratch",
@@ -19,42 +20,53 @@ LABELS = {
     "distillation": "distillation",
     WEIT: "WeiT",
 }
-HEADINGS = (
-    "target",
-    "change",
-    "parameters",
-    "start",
-    "lr",
-    "step 0",
-    "final",
-    "scratch's final after",
-    "in total work",
-)
+
+_MADE = {
+    "bank": "for the bank",
+    "source": "for the larger dense model that rivals take from",
+    "small": "for the smaller one",
+    "fitting": "to fit the scalers of all targets and seeds",
+}
+
+
+def headings(comparison: Comparison) -> tuple[str, ...]:
+    """Of the table's columns."""
+    metric, *others = comparison.metrics
+    return (
+        *("target", "change", "parameters", "start", "lr", "step 0", metric.label),
+        *(other.label for other in others),
+        *("scratch's final after", "in total work"),
+    )
 
 
 def cells(comparison: Comparison) -> list[tuple[Row, Outcome | None, tuple[str, ...]]]:
-    """The table: a line for each target and initialiser, under ``HEADINGS``; accuracies on the test split, %."""
+    """The table: a line for each target and start, under ``headings``; scores on the test split."""
     lines: list[tuple[Row, Outcome | None, tuple[str, ...]]] = []
+    metric, *others = comparison.metrics
     for row in comparison.rows:
-        for name in comparison.config.initializers:
+        for name in comparison.config.starts:
             outcome, first = row.outcomes.get(name), (row.target, row.kind, f"{row.parameters:,}", LABELS[name])
             if outcome is None:
-                lines.append((row, None, (*first, "", "", "does not apply", "", "")))
+                lines.append((row, None, (*first, "", "", "does not apply", *[""] * (len(others) + 2))))
                 continue
-            final = f"{100 * outcome.mean:.1f} ± {100 * outcome.spread:.1f}"
-            begun = f"{100 * outcome.curve[0][1]:.1f}"
-            lines.append((row, outcome, (*first, f"{outcome.lr:g}", begun, final, *_reached(outcome))))
+            finals = [_final(metric, outcome.tests), *(_final(each, outcome.others[each.name]) for each in others)]
+            begun = metric.show(outcome.curve[0][1])
+            lines.append((row, outcome, (*first, f"{outcome.lr:g}", begun, *finals, *_reached(outcome))))
     return lines
+
+
+def _final(metric: Metric, values: list[float]) -> str:
+    return f"{metric.show(fmean(values))} ± {metric.show(spread(values))}" if values else "none"
 
 
 def table(comparison: Comparison) -> str:
     """The table as text of fixed width."""
-    lines: list[tuple[str, ...]] = [HEADINGS]
+    lines: list[tuple[str, ...]] = [headings(comparison)]
     previous = None
     for row, _, texts in cells(comparison):
         lines.append(texts if row is not previous else ("", "", "", *texts[3:]))
         previous = row
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     ragged = {0, 1, 3}  # words to the left, numbers to the right
     return "\n".join(
         "  ".join(
@@ -65,36 +77,55 @@ def table(comparison: Comparison) -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """What the numbers say about WeiT, good or bad, one sentence each, and which initialisers do not apply, and why."""
+    """What the numbers say about WeiT, good or bad, one sentence each, and which starts do not apply, and why."""
     rows, config = comparison.rows, comparison.config
-    if WEIT not in config.initializers:
-        return _absences(rows)
     after = f"after {config.steps} training steps"
     lines = [
-        _standing(rows, name, f"Against {LABELS[name]}, {after}")
-        for name in config.initializers
+        _standing(comparison, name, f"Against {LABELS[name]}, {after}")
+        for name in config.starts
         if name not in (WEIT, LONGER)
     ]
-    if LONGER in config.initializers:
-        lines.append(_standing(rows, LONGER, "Against scratch that was trained longer, for the same total work"))
-    return [*lines, *_speed(rows), _price(comparison), *_edges(comparison), *_absences(rows)]
+    if LONGER in config.rivals:
+        lines.append(_standing(comparison, LONGER, "Against scratch that was trained longer, for the same total work"))
+    lines = [line for line in lines if line]
+    return [*lines, _means(comparison), *_speed(rows), _price(comparison), *_edges(comparison), *_absences(rows)]
 
 
 def _absences(rows: list[Row]) -> list[str]:
-    return [
-        f"{LABELS[name]} does not apply to {row.target}: {why}." for row in rows for name, why in row.absent.items()
-    ]
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, why in row.absent.items():
+            found.setdefault((name, why), []).append(row.target)
+    return [f"{LABELS[name]} does not apply to {', '.join(targets)}: {why}." for (name, why), targets in found.items()]
 
 
-def _standing(rows: list[Row], rival: str, opening: str) -> str:
-    rows = [row for row in rows if rival in row.outcomes]
+def _standing(comparison: Comparison, rival: str, opening: str) -> str:
+    metric = comparison.metrics[0]
+    rows = [row for row in comparison.rows if rival in row.outcomes]
     groups: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for row in rows:
         ours, theirs = row.outcomes[WEIT], row.outcomes[rival]
-        groups[ours.ahead_of(theirs)].append(f"{row.target} {100 * (ours.mean - theirs.mean):+.1f}")
+        groups[ours.ahead_of(theirs)].append(f"{row.target} {metric.show(ours.mean - theirs.mean, '+')}")
     words = {1: "ahead on", 0: "level within the spread of seeds on", -1: "behind on"}
     found = [f"{words[key]} {len(group)} of {len(rows)} ({', '.join(group)})" for key, group in groups.items() if group]
-    return f"{opening}, WeiT is {'; '.join(found)} (points of test accuracy)."
+    return f"{opening}, WeiT is {'; '.join(found)} (difference in {metric.label})." if found else ""
+
+
+def _means(comparison: Comparison) -> str:
+    """The mean over targets; beside a start that serves some of them only, WeiT's mean over the same."""
+    metric, rows = comparison.metrics[0], comparison.rows
+    found = []
+    for name in comparison.config.starts:
+        served = [row for row in rows if name in row.outcomes]
+        if not served:
+            continue
+        mean = metric.show(fmean(row.outcomes[name].mean for row in served))
+        if len(served) < len(rows):
+            ours = metric.show(fmean(row.outcomes[WEIT].mean for row in served))
+            mean += f" (on {len(served)} of them, WeiT {ours} there)"
+        found.append(f"{LABELS[name]} {mean}")
+    better = "higher" if metric.higher else "lower"
+    return f"Mean over the {len(rows)} targets of {metric.label}, {better} is better: {', '.join(found)}."
 
 
 def _speed(rows: list[Row]) -> list[str]:
@@ -107,13 +138,13 @@ def _speed(rows: list[Row]) -> list[str]:
             ((outcome.reached or 0) + outcome.extra_steps) / row.outcomes["scratch"].steps for row, outcome in reached
         ]
         lines.append(
-            f"WeiT is at scratch's final accuracy after {_percent(shares)} of scratch's steps. With the fitting of "
+            f"WeiT is at scratch's final score after {_percent(shares)} of scratch's steps. With the fitting of "
             f"scalers and an equal share of the pre-training counted, that is {_percent(totals)} of scratch's work: "
             + ("less work" if median(totals) < 1 else "no saving of work")
             + f" in the median of {len(reached)} targets."
         )
     if missed:
-        lines.append(f"WeiT does not come to scratch's final accuracy on {', '.join(missed)}.")
+        lines.append(f"WeiT does not come to scratch's final score on {', '.join(missed)}.")
     return lines
 
 
@@ -130,14 +161,17 @@ def _price(comparison: Comparison) -> str:
     )
     if not pretraining:
         return "The work of the pre-training is not recorded in the bank, so it is not counted."
+    seconds = {word: comparison.seconds.get(kind) for kind, word in _MADE.items()}
+    times = ", ".join(f"{value:.0f} s {word}" for word, value in seconds.items() if value is not None)
     return (
         f"The bank's pre-training took {pretraining / 1e12:.2f} Tflop, {100 * pretraining / scratch:.0f} % of what "
-        f"training all {len(comparison.rows)} targets once from scratch takes; further targets would share it."
+        f"training all {len(comparison.rows)} targets once from scratch takes; further targets would share it. "
+        f"One thread took {times}."
     )
 
 
 def _edges(comparison: Comparison) -> list[str]:
-    """Where a wider list of learning rates might have been better for an initialiser."""
+    """Where a wider list of learning rates might have been better for a start."""
     lowest, highest = min(comparison.config.lrs), max(comparison.config.lrs)
     lines = []
     for edge, word in ((lowest, "lowest"), (highest, "highest")):

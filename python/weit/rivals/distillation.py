@@ -26,6 +26,7 @@ def initialize_like(
     alpha: float = 1.0,
     temperature: float = 2.0,
     loss: Loss = F.cross_entropy,
+    distance: Loss | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Train ``target``, as its constructor drew it, on the loss and on ``source``'s answers, in place, and return it.
@@ -36,6 +37,7 @@ def initialize_like(
         steps, lr, batch_size, seed, **settings: fields of ``weit.engine.TrainConfig``, and ``progress``.
         alpha: weight of ``T² KL(softmax(source / T) ‖ softmax(target / T))`` beside the loss.
         temperature: ``T``.
+        distance: in place of ``T² KL``, where outputs are not logits: (outputs, answers) → scalar.
 
     Raises:
         ValueError: ``source`` or ``data`` is missing, or the two answer in different shapes; ``target`` is unchanged then.
@@ -46,7 +48,7 @@ def initialize_like(
     if data is None and steps:
         raise ValueError("data must be given to distil on, got None")
     student = copy.deepcopy(target)
-    objective = SoftTargets(teacher, loss, alpha, temperature)
+    objective = SoftTargets(teacher, loss, alpha, temperature, distance)
     learn(student, data, steps, loss=loss, objective=objective, lr=lr, batch_size=batch_size, seed=seed, **settings)
     target.load_state_dict(student.state_dict())
     return target

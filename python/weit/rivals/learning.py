@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weit.engine.data import Data
-from weit.engine.loop import Loss, Objective, TrainConfig, logits_of, train
+from weit.engine.data import Data, Inputs
+from weit.engine.loop import Loss, Objective, TrainConfig, outputs_of, train
 from weit.pretrain import distillation
 
 
@@ -29,29 +30,34 @@ class Composed(nn.Module):
         """A state dict for the skeleton."""
         raise NotImplementedError
 
-    def forward(self, inputs: Tensor) -> Any:
-        return functional_call(self._skeleton[0], self.compose(), (inputs,))
+    def forward(self, *inputs: Tensor) -> Any:
+        return functional_call(self._skeleton[0], self.compose(), inputs)
 
 
 class SoftTargets:
     """An objective for ``weit.engine.train``: the loss, and ``alpha`` times the distance from a teacher's answers.
 
+    The distance is ``T² KL`` between the two as logits, unless another is given.
+
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network".
     """
 
-    def __init__(self, teacher: nn.Module, loss: Loss, alpha: float, temperature: float) -> None:
+    def __init__(
+        self, teacher: nn.Module, loss: Loss, alpha: float, temperature: float, distance: Loss | None = None
+    ) -> None:
         if not 0 <= alpha < float("inf"):
             raise ValueError(f"alpha must be from 0, got {alpha!r}")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.loss, self.alpha, self.temperature = loss, alpha, temperature
+        self.loss, self.alpha = loss, alpha
+        self.distance = distance or partial(distillation, temperature=temperature)
 
-    def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
-        logits = logits_of(model(inputs))
+    def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
+        logits = outputs_of(model, inputs)
         with torch.no_grad():
-            answers = logits_of(self.teacher.to(inputs.device)(inputs))
-        return self.loss(logits, targets) + self.alpha * distillation(logits, answers, self.temperature)
+            answers = outputs_of(self.teacher.to(logits.device), inputs)
+        return self.loss(logits, targets) + self.alpha * self.distance(logits, answers)
 
 
 def learn(

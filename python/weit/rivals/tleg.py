@@ -27,6 +27,7 @@ def initialize_like(
     alpha: float = 1.0,
     temperature: float = 2.0,
     loss: Loss = F.cross_entropy,
+    distance: Loss | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Lay the blocks of ``target`` on the line that is nearest to those of ``source``, in place, and return it.
@@ -42,7 +43,7 @@ def initialize_like(
     Args:
         target: a vision transformer of any depth, in all else of the same sizes as ``source``.
         source: a trained one, which is also the teacher.
-        data, steps, lr, batch_size, seed, alpha, temperature, loss, **settings: of the distillation; as for
+        data, steps, lr, batch_size, seed, alpha, temperature, loss, distance, **settings: of the distillation; as for
             ``weit.rivals.distillation``.
 
     Raises:
@@ -55,7 +56,7 @@ def initialize_like(
     ours, _ = stack_blocks(target.state_dict(), learngene.blocks)
     depth = len(next(iter(ours.values())))
     require_fit(learngene.expand(depth), target.state_dict(), "depth")
-    objective = SoftTargets(trained, loss, alpha, temperature)
+    objective = SoftTargets(trained, loss, alpha, temperature, distance)
     learn(learngene, data, steps, loss=loss, objective=objective, lr=lr, batch_size=batch_size, seed=seed, **settings)
     target.load_state_dict(learngene.expand(depth))
     return target

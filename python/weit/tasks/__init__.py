@@ -1,5 +1,6 @@
 """What models are trained on: data, loss and metric, one file a family."""
 
-from weit.tasks.classification import Task, load_task
+from weit.tasks.families import FAMILIES, load_task
+from weit.tasks.task import Metric, Size, Task
 
-__all__ = ["Task", "load_task"]
+__all__ = ["FAMILIES", "Metric", "Size", "Task", "load_task"]

@@ -1,62 +1,84 @@
-"""Image classification: data in memory with fixed splits, the loss and the metric."""
+"""Image classification: images with labels in fixed splits, the loss and the metric."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from weit.engine import Data
+from weit.engine.loop import Loss
 from weit.tasks.idx import read_idx
+from weit.tasks.task import Metric, Size, Task, check_split, evaluating
 
 _FASHION_MNIST_FOLDERS = Path("/usr/share/datasets/fashion-mnist"), Path("/usr/local/share/datasets/fashion-mnist")
 
 
-@dataclass(frozen=True)
-class Task:
-    """A data set cut into train, validation and test, and what a model for it needs.
+_ACCURACY = Metric("accuracy", "accuracy, %", scale=100.0, digits=1)
+_QUICK = 2000  # items that a point of a learning curve is measured on
 
-    The splits hold images ``(n, C, H, W)`` float32 and labels ``(n,)`` int64 in memory, and are shuffled, so that the
-    first few of them are a fair sample. ``model_args`` go to ``create_model``, ``patch_size`` is what suits a ViT here,
-    and training minimises ``loss(logits, labels)``.
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Images with labels.
+
+    The splits hold images ``(C, H, W)`` float32 and labels int64, and are shuffled, so that the first few of them are a
+    fair sample.
+
+    Attributes:
+        train: the training split, or a data loader over it.
+        validation, test: the other splits.
+        model_args: arguments of ``create_model`` that follow from the images.
+        patch_size: what suits a ``vit`` here.
     """
 
     name: str
-    train: TensorDataset
-    validation: TensorDataset
-    test: TensorDataset
+    train: Data
+    validation: Dataset[Any]
+    test: Dataset[Any]
     model_args: dict[str, int]
     patch_size: int
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    family: str = "classification"
+    model: str = "vit"
+    metrics: tuple[Metric, ...] = (_ACCURACY,)
+    loss: Loss = F.cross_entropy
+    distance: Loss | None = None
 
-    def evaluate(self, model: nn.Module, dataset: TensorDataset, batch_size: int = 512) -> dict[str, float]:
-        """``{"accuracy", "loss"}`` of ``model`` over ``dataset``, in evaluation mode; its mode is put back after."""
-        was_training = model.training
-        model.eval()
+    def arguments(self, model: str, size: Size) -> dict[str, Any]:
+        patches = {"patch_size": self.patch_size} if model == "vit" else {}
+        return {**self.model_args, **patches, **size}
+
+    def evaluate(self, model: nn.Module, split: str, *, quick: bool = False, batch_size: int = 512) -> dict[str, float]:
+        """``{"accuracy", "loss"}``; ``quick``: of the first 2,000 images."""
+        check_split(split)
+        dataset = getattr(self, split)
+        count = min(len(dataset), _QUICK) if quick else len(dataset)
         correct = total_loss = 0.0
-        device = next(model.parameters()).device
-        with torch.inference_mode():
-            for start in range(0, len(dataset), batch_size):
-                images, labels = (part[start : start + batch_size].to(device) for part in dataset.tensors)
-                logits = model(images)
+        with evaluating(model) as device:
+            for images, labels in _batches(dataset, count, batch_size):
+                logits, labels = model(images.to(device)), labels.to(device)
                 correct += float((logits.argmax(-1) == labels).sum())
                 total_loss += float(self.loss(logits, labels)) * len(labels)
-        model.train(was_training)
-        return {"accuracy": correct / len(dataset), "loss": total_loss / len(dataset)}
+        return {"accuracy": correct / count, "loss": total_loss / count}
 
 
-def head(dataset: TensorDataset, count: int) -> TensorDataset:
-    """The first ``count`` items of a data set in memory."""
-    return TensorDataset(*(part[:count] for part in dataset.tensors))
+def _batches(dataset: Dataset[Any], count: int, size: int) -> Iterator[Any]:
+    if isinstance(dataset, TensorDataset):
+        for start in range(0, count, size):
+            yield dataset[start : min(start + size, count)]
+    else:
+        yield from DataLoader(Subset(dataset, range(count)), size)
 
 
-def load_task(name: str, root: str | Path | None = None) -> Task:
-    """The task ``name``; its splits are stratified by label and shuffled with seed 0, so always the same.
+def load(name: str, root: Path | None = None) -> Classification:
+    """The data ``name``; its splits are stratified by label and shuffled with seed 0, so always the same.
 
     Args:
         name: ``"digits"`` (scikit-learn's 1,797 grey 8x8 images: 1,047 / 300 / 450 for train / validation / test) or
@@ -87,7 +109,7 @@ def find_fashion_mnist(root: str | Path | None = None) -> Path:
     )
 
 
-def _digits() -> Task:
+def _digits() -> Classification:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -99,7 +121,7 @@ def _digits() -> Task:
     return _task("digits", 2, *((images[part], labels[part]) for part in (train, validation, test)))
 
 
-def _fashion_mnist(folder: Path) -> Task:
+def _fashion_mnist(folder: Path) -> Classification:
     images, labels = _read_pair(folder, "train")
     validation, train = _split(labels, len(labels) // 6)
     splits = [(images[part], labels[part]) for part in (train, validation)]
@@ -130,7 +152,7 @@ def _split(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return random.permutation(dealt[:count]), random.permutation(dealt[count:])
 
 
-def _task(name: str, patch_size: int, *splits: tuple[np.ndarray, np.ndarray]) -> Task:
+def _task(name: str, patch_size: int, *splits: tuple[np.ndarray, np.ndarray]) -> Classification:
     """A task of its three splits, images scaled by the mean and standard deviation of the training split."""
     mean, std = splits[0][0].mean(dtype=np.float64), splits[0][0].std(dtype=np.float64)
     train, validation, test = (
@@ -138,4 +160,6 @@ def _task(name: str, patch_size: int, *splits: tuple[np.ndarray, np.ndarray]) ->
         for images, labels in splits
     )
     side = splits[0][0].shape[-1]
-    return Task(name, train, validation, test, {"img_size": side, "in_chans": 1, "num_classes": 10}, patch_size)
+    return Classification(
+        name, train, validation, test, {"img_size": side, "in_chans": 1, "num_classes": 10}, patch_size
+    )

@@ -81,7 +81,7 @@ ERRORS = {
     "no bank": (["init", "--bank", "nowhere", "--out", "x"], "no folder nowhere"),
     "no data": (["train", "--data", "fashion-mnist", "--root", "nowhere", "--out", "x"], "train-images-idx3"),
     "unknown data": (["train", "--data", "cats", "--out", "x"], 'data must be "digits" or "fashion-mnist"'),
-    "unknown model": (["train", "--model", "mlp", "--out", "x"], 'model must be "vit"'),
+    "unknown model": (["train", "--model", "mlpp", "--out", "x"], 'model must be "vit"'),
     "nothing to resume": (["train", "--out", "x", "--resume", *TINY], "nothing to resume"),
     "heads do not fit": (["train", "--size", "30x2", "--out", "x", *TINY], "width"),
 }

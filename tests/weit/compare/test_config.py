@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from weit.compare import CompareConfig
+from weit.rivals import RIVALS
 
-FOLDERS = {"out": Path("out"), "bank": Path("bank"), "source": Path("source")}
+FOLDERS = {"out": Path("out")}
 
 
 def test_workers_are_the_cores_unless_said():
@@ -19,23 +20,20 @@ def test_workers_are_the_cores_unless_said():
         ({"steps": -1}, "steps must be at least 1, got -1"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
         ({"fit_steps": -1}, "fit_steps must be 0 or more, got -1"),
-        ({"lrs": []}, "lrs must be a list without repetitions, not empty, got"),
+        ({"lrs": []}, "lrs must be a list that is not empty, got"),
+        ({"targets": []}, "targets must be a list that is not empty, got"),
         ({"lrs": [1e-3, 1e-3]}, "lrs must be a list without repetitions"),
         ({"lrs": [0.0]}, "lrs must be positive"),
         ({"lrs": [float("nan")]}, "lrs must be positive"),
         ({"fit_lr": float("inf")}, "fit_lr must be positive"),
         ({"targets": ["64"]}, "a size must look like 64x6"),
-        ({"initializers": ["weit"]}, "initializers must be a list with scratch"),
-        (
-            {"initializers": ["scratch", "magic"]},
-            "initializers must be of scratch, scratch_longer, weight_selection, ligo, bert2bert, mimetic, tleg, "
-            "distillation, weit",
-        ),
-        ({"initializers": ["scratch", "scratch_longer"]}, "initializers must be with weit where scratch_longer is"),
-        ({"bank": None}, "bank must be a folder, for weit, got None"),
-        ({"source": None}, "source must be a folder, for weight_selection, got None"),
-        ({"initializers": ["scratch", "tleg"], "source": None}, "source must be a folder, for tleg, got None"),
-        ({"initializers": ["scratch", "ligo"]}, "small must be a folder, for ligo, got None"),
+        ({"rivals": ["magic"]}, "rivals must be all, or of scratch_longer, weight_selection, .*, got magic"),
+        ({"rivals": ["tleg", "tleg"]}, "rivals must be a list without repetitions"),
+        ({"rivals": ["scratch"]}, "rivals must be all, or of"),
+        ({"family": "cooking"}, "family must be one of classification.*, got cooking"),
+        ({"source_size": "big"}, "a size must look like 64x6"),
+        ({"pretrain_lr": 0.0}, "pretrain_lr must be positive"),
+        ({"templates": 0}, "templates must be at least 1"),
     ],
 )
 def test_fields_out_of_range_are_named(fields, message):
@@ -43,9 +41,9 @@ def test_fields_out_of_range_are_named(fields, message):
         CompareConfig(**{**FOLDERS, **fields})
 
 
-def test_nothing_is_needed_for_what_is_not_compared():
-    assert CompareConfig(out=Path("out"), initializers=["scratch", "mimetic"]).bank is None
-
-
 def test_the_usual_comparison_is_with_scratch_and_selection():
-    assert CompareConfig(**FOLDERS).initializers == ["scratch", "scratch_longer", "weight_selection", "weit"]
+    assert CompareConfig(out=Path("out")).starts == ["scratch", "scratch_longer", "weight_selection", "weit"]
+
+
+def test_all_rivals_by_one_word():
+    assert set(CompareConfig(out=Path("out"), rivals=["all"]).starts) == {"weit", "scratch_longer", *RIVALS}

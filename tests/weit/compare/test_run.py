@@ -3,12 +3,11 @@
 import json
 
 import pytest
-import torch
 
 from weit.bank import TemplateBank
 from weit.compare import CompareConfig, compare, jobs
-from weit.models import create_model, load_model, save_model
-from weit.models.sizes import model_arguments, training_flops
+from weit.models import load_model
+from weit.models.sizes import training_flops
 from weit.tasks import load_task
 
 TARGETS = ["16x1", "32x2"]
@@ -30,13 +29,14 @@ class Here:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A bank and a dense source, pre-trained for a few steps."""
+    """A bank and two dense models, trained for a few steps."""
     out = tmp_path_factory.mktemp("compare")
     settings = {"steps": 6, "batch_size": 8, "evaluate_every": 3}
-    common = {"data": "digits", "model": "vit", "settings": settings}
-    size = {"width": 32, "depth": 2}
-    jobs.make_bank(out / "bank", {}, lambda share: None, **common, size=size, smaller=[{"width": 16, "depth": 1}])
+    common = {"family": "classification", "data": "digits", "model": "vit", "settings": settings}
+    small, size = {"width": 16, "depth": 1}, {"width": 32, "depth": 2}
+    jobs.make_bank(out / "bank", {}, lambda share: None, **common, size=size, smaller=[small])
     jobs.make_source(out / "source", {}, lambda share: None, **common, size=size)
+    jobs.make_source(out / "small", {}, lambda share: None, **common, size=small)
     return out
 
 
@@ -44,7 +44,7 @@ def prepared(tmp_path_factory):
 def compared(prepared):
     config = CompareConfig(
         out=prepared, bank=prepared / "bank", source=prepared / "source", targets=TARGETS,
-        lrs=[1e-3, 4e-3], seeds=2, steps=5, batch_size=8, evaluate_every=2, curve_images=50, fit_steps=3,
+        lrs=[1e-3, 4e-3], seeds=2, steps=5, batch_size=8, evaluate_every=2, fit_steps=3,
     )  # fmt: skip
     pool = Here(prepared)
     return config, compare(config, pool), pool.ran
@@ -53,15 +53,10 @@ def compared(prepared):
 @pytest.fixture(scope="module")
 def rivals(prepared):
     """All rivals on two targets; the source is as large as the larger, the small one as the smaller."""
-    settings = {"steps": 6, "batch_size": 8, "evaluate_every": 3}
-    size = {"width": 16, "depth": 1}
-    jobs.make_source(
-        prepared / "small", {}, lambda share: None, data="digits", model="vit", settings=settings, size=size
-    )
     config = CompareConfig(
-        out=prepared, source=prepared / "source", small=prepared / "small", targets=TARGETS,
-        initializers=["scratch", "ligo", "bert2bert", "mimetic", "tleg", "distillation"],
-        lrs=[1e-3], seeds=1, steps=2, batch_size=8, evaluate_every=2, curve_images=50, fit_steps=3,
+        out=prepared, bank=prepared / "bank", source=prepared / "source", small=prepared / "small", targets=TARGETS,
+        rivals=["ligo", "bert2bert", "mimetic", "tleg", "distillation"],
+        lrs=[1e-3], seeds=1, steps=2, batch_size=8, evaluate_every=2, fit_steps=3,
     )  # fmt: skip
     pool = Here(prepared)
     return compare(config, pool), pool.ran
@@ -69,7 +64,7 @@ def rivals(prepared):
 
 def flops(target):
     width, depth = map(int, target.split("x"))
-    return training_flops("vit", model_arguments(load_task("digits"), "vit", {"width": width, "depth": depth}))
+    return training_flops("vit", load_task("digits").arguments("vit", {"width": width, "depth": depth}))
 
 
 def test_every_target_and_initializer_has_an_outcome(compared):
@@ -88,7 +83,9 @@ def test_rates_are_chosen_on_validation_data_with_the_first_seed(compared):
     config, comparison, ran = compared
     for row in comparison.rows:
         for name in ("scratch", "weight_selection", "weit"):
-            found = {lr: ran[f"cells/{name}/{row.target}-lr{lr:g}-seed0"][1]["validation"] for lr in config.lrs}
+            found = {
+                lr: ran[f"cells/{name}/{row.target}-lr{lr:g}-seed0"][1]["validation"]["accuracy"] for lr in config.lrs
+            }
             assert row.outcomes[name].lr == max(found, key=lambda lr: (found[lr], -lr))
         assert row.outcomes["scratch_longer"].lr == row.outcomes["scratch"].lr
 
@@ -127,9 +124,8 @@ def test_cells_start_where_their_initializer_says(compared, prepared):
         start, _ = load_model(prepared / "starts" / f"{target}-seed1")
         assert not any("scalers" in name for name in start.state_dict())
         (job, result) = next(ran[name] for name in ran if name.startswith(f"cells/weit/{target}") and "seed1" in name)
-        task = load_task("digits")
-        shown = torch.utils.data.TensorDataset(*(part[:50] for part in task.test.tensors))
-        assert result["curve"][0] == [0, task.evaluate(start, shown)["accuracy"]]
+        assert result["curve"][0] == [0, load_task("digits").evaluate(start, "test")["accuracy"]]
+        assert result["curve"][-1] == [5, result["test"]["accuracy"]]
         assert job.paths["start"] == prepared / "starts" / f"{target}-seed1"
 
 
@@ -147,8 +143,8 @@ def test_another_bank_or_another_fitting_makes_other_cells(compared, prepared):
 def test_a_rival_is_left_out_where_it_cannot_serve(rivals):
     comparison, ran = rivals
     narrow, wide = comparison.rows
-    assert list(narrow.outcomes) == ["scratch", "ligo", "bert2bert", "mimetic", "distillation"]
-    assert list(wide.outcomes) == ["scratch", "ligo", "bert2bert", "mimetic", "tleg", "distillation"]
+    assert list(narrow.outcomes) == ["scratch", "ligo", "bert2bert", "mimetic", "distillation", "weit"]
+    assert list(wide.outcomes) == ["scratch", "ligo", "bert2bert", "mimetic", "tleg", "distillation", "weit"]
     assert list(narrow.absent) == ["tleg"]
     assert narrow.absent["tleg"].startswith("source and target must differ in depth alone, but pos_embed is")
     assert not any(name.startswith("cells/tleg/16x1") for name in ran)
@@ -179,10 +175,11 @@ def test_rivals_that_learn_are_told_how_long(rivals):
 def test_a_rate_that_blows_up_is_an_answer(tmp_path):
     settings = {"steps": 6, "batch_size": 8, "lr": 1e30, "evaluate_every": 2, "log_every": 1, "clip_norm": None}
     result = jobs.train_cell(
-        tmp_path, {}, lambda share: None, data="digits", model="vit", size={"width": 16, "depth": 1},
-        initializer="scratch", start={}, curve_images=20, settings=settings,
+        tmp_path, {}, lambda share: None, family="classification", data="digits", model="vit",
+        size={"width": 16, "depth": 1}, initializer="scratch", start={}, settings=settings,
     )  # fmt: skip
-    assert (result["validation"], result["test"]) == (0.0, 0.0)
+    worst = min(accuracy for _, accuracy in result["curve"])
+    assert result["validation"] == result["test"] == {"accuracy": worst}
     assert [step for step, _ in result["curve"]] == [0, 2, 4, 6]
 
 
@@ -190,20 +187,51 @@ def test_a_bank_without_its_model_is_refused(tmp_path, prepared):
     bank = TemplateBank.from_pretrained(prepared / "bank")
     bank.source = None
     bank.save_pretrained(tmp_path / "bank")
-    config = CompareConfig(out=tmp_path, bank=tmp_path / "bank", initializers=["scratch", "weit"])
+    config = CompareConfig(out=tmp_path, bank=tmp_path / "bank", rivals=[])
     with pytest.raises(ValueError, match=r"bank must hold a pre-trained model's scalers too, but .* has none"):
         compare(config, Here(tmp_path))
 
 
-def test_a_source_that_is_too_small_is_refused_before_any_cell(tmp_path):
-    task = load_task("digits")
-    arguments = model_arguments(task, "vit", {"width": 16, "depth": 1})
-    save_model(create_model("vit", **arguments), tmp_path / "source", "vit", arguments)
+def test_a_rival_that_serves_no_target_is_shown_as_such(tmp_path, prepared):
     config = CompareConfig(
-        out=tmp_path, source=tmp_path / "source", targets=["32x2"], initializers=["scratch", "weight_selection"],
-        lrs=[1e-3], seeds=1, steps=1, batch_size=8,
+        out=tmp_path, bank=prepared / "bank", source=prepared / "small", targets=["32x2"], rivals=["weight_selection"],
+        lrs=[1e-3], seeds=1, steps=1, batch_size=8, fit_steps=1,
+    )  # fmt: skip
+    (row,) = compare(config, Here(tmp_path)).rows
+    assert list(row.outcomes) == ["scratch", "weit"]
+    assert "source must" in row.absent["weight_selection"]
+
+
+def test_what_is_not_given_is_made_where_a_rival_needs_it(tmp_path):
+    config = CompareConfig(
+        out=tmp_path, targets=["16x1"], rivals=["bert2bert"], size="32x1", smaller=["16x1"], small_size="16x1",
+        pretrain_steps=2, lrs=[1e-3], seeds=1, steps=1, batch_size=8, fit_steps=1, templates=4, template_shape=(16, 16),
     )  # fmt: skip
     pool = Here(tmp_path)
-    with pytest.raises(ValueError, match=r"source must (be at least as large|have at least as many layers) as target"):
-        compare(config, pool)
+    comparison = compare(config, pool)
+    assert {"bank", "small"} <= pool.ran.keys()
+    assert "source" not in pool.ran
+    bank = TemplateBank.from_pretrained(tmp_path / "bank")
+    assert {tuple(bank[role].shape) for role in bank.roles} == {(4, 16, 16)}
+    assert comparison.pretraining["weit"] == bank.source.config["training_flops"] > 0
+    assert set(comparison.seconds) == {"bank", "small", "fitting"}
+
+
+def test_a_target_that_cannot_be_built_is_refused_before_anything_is_trained(tmp_path):
+    pool = Here(tmp_path)
+    with pytest.raises(ValueError, match="head_dim must divide width"):
+        compare(CompareConfig(out=tmp_path, targets=["16x1", "30x1"]), pool)
     assert not pool.ran
+
+
+@pytest.mark.parametrize("model", ["resnet", "convnext"])
+def test_a_convnet_from_data_to_rows(tmp_path, model):
+    pytest.importorskip("transformers")
+    config = CompareConfig(
+        out=tmp_path, model=model, targets=["8x2", "16x3"], rivals=["all"], size="16x2", smaller=["8x2"],
+        source_size="16x3", small_size="8x2", pretrain_steps=2, lrs=[1e-3], seeds=1, steps=1, batch_size=8, fit_steps=1,
+    )  # fmt: skip
+    narrow, wide = compare(config, Here(tmp_path)).rows
+    for row in (narrow, wide):
+        assert {"scratch", "weight_selection", "bert2bert", "distillation", "weit"} <= row.outcomes.keys()
+        assert {"mimetic", "tleg", "ligo"} == row.absent.keys()

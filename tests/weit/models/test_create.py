@@ -20,10 +20,12 @@ def test_vit_gets_its_arguments():
         ("timm:resnet18", {}),
         ("hf:vit", {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}),
         ("hf:resnet", {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}),
+        ("resnet", {"width": 8, "depth": 2}),
+        ("convnext", {"width": 8, "depth": 2}),
     ],
 )
 def test_other_libraries_give_logits_too(name, arguments):
-    pytest.importorskip({"timm": "timm", "hf": "transformers"}[name.partition(":")[0]])
+    pytest.importorskip("timm" if name.startswith("timm:") else "transformers")
     model = create_model(name, img_size=32, in_chans=1, num_classes=10, **arguments).eval()
     images = torch.randn(2, 1, 32, 32)
     for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -32,7 +34,7 @@ def test_other_libraries_give_logits_too(name, arguments):
 
 @pytest.mark.parametrize("name", ["vitt", "timm", "timm:", "jax:vit", ""])
 def test_unknown_names_are_refused(name):
-    with pytest.raises(ValueError, match='model must be "vit", "timm:<model>" or "hf:<model type>", got '):
+    with pytest.raises(ValueError, match=r'model must be "vit", .*, "timm:<model>" or "hf:<model type>", got '):
         create_model(name)
 
 

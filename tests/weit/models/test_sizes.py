@@ -1,6 +1,6 @@
 import pytest
 
-from weit.models.sizes import model_arguments, parse_size, training_flops
+from weit.models.sizes import parse_size, training_flops
 from weit.tasks import load_task
 
 
@@ -17,10 +17,10 @@ def test_other_words_are_refused(text):
 
 def test_arguments_follow_the_images():
     task = load_task("digits")
-    assert model_arguments(task, "vit", {"width": 32}) == {
+    assert task.arguments("vit", {"width": 32}) == {
         "img_size": 8, "in_chans": 1, "num_classes": 10, "patch_size": 2, "width": 32,
     }  # fmt: skip
-    assert "patch_size" not in model_arguments(task, "timm:resnet18", {})
+    assert "patch_size" not in task.arguments("timm:resnet18", {})
 
 
 def test_flops_are_those_of_the_matrix_products():

@@ -4,9 +4,12 @@ from pathlib import Path
 
 from weit.compare import CompareConfig, Comparison
 from weit.compare.summary import summarize
+from weit.tasks import Metric
+
+ACCURACY = Metric("accuracy", "accuracy, %", scale=100.0, digits=1)
 
 
-def example(initializers=("scratch", "scratch_longer", "weight_selection", "weit"), pretraining=0.6e12):
+def example(rivals=("scratch_longer", "weight_selection"), pretraining=0.6e12):
     """Three targets, on which WeiT is ahead of scratch, level with it and behind it."""
     ends = {  # for each target and start: accuracy in the middle and at the end, for two seeds
         "64x3": {"scratch": (0.5, 0.8, 0.8), "weight_selection": (0.3, 0.4, 0.4), "weit": (0.85, 0.90, 0.92)},
@@ -17,17 +20,20 @@ def example(initializers=("scratch", "scratch_longer", "weight_selection", "weit
     for target, starts in ends.items():
         starts = {**starts, "scratch_longer": starts["scratch"]}
         cells = {}
-        for name in initializers:
+        for name in ("scratch", *rivals, "weit"):
             middle, *finals = starts[name]
             begin = 0.5 if name == "weit" else 0.1
             results = [
-                {"curve": [[0, begin], [20, middle], [40, end]], "test": end, "parameters": 1234} for end in finals
+                {"curve": [[0, begin], [20, middle], [40, end]], "test": {"accuracy": end}, "parameters": 1234}
+                for end in finals
             ]
             cells[name] = {"scratch": 0.008, "scratch_longer": 0.008}.get(name, 0.004), results
-        extra = {name: {"weit": 45.0, "weight_selection": 90.0}.get(name, 0.0) for name in initializers}
-        rows.append(summarize(target, "some <change>", 5 * 10**9, cells, extra))
+        extra = {name: {"weit": 45.0, "weight_selection": 90.0}.get(name, 0.0) for name in cells}
+        rows.append(summarize(target, "some <change>", 5 * 10**9, cells, extra, (ACCURACY,)))
     config = CompareConfig(
-        out=Path("out"), bank=Path("bank"), source=Path("source"), targets=list(ends), initializers=list(initializers),
+        out=Path("out"), targets=list(ends), rivals=list(rivals),
         lrs=[0.002, 0.004, 0.008], seeds=2, steps=40, evaluate_every=20,
     )  # fmt: skip
-    return Comparison(config, rows, {"weit": pretraining, "scratch": 0.0}, {"width": 64, "depth": 6}, fit_seconds=3.0)
+    flops = {"weit": pretraining, "scratch": 0.0}
+    seconds = {"bank": 8.0, "fitting": 3.0}
+    return Comparison(config, "digits", "vit", (ACCURACY,), rows, flops, {"width": 64, "depth": 6}, seconds)

@@ -1,8 +1,12 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from tests.weit.report.example import example
-from weit.compare.config import INITIALIZERS
+from weit.compare.config import CompareConfig
 from weit.report import LABELS, table, verdicts
+from weit.tasks import Metric
 
 
 def test_the_table_has_a_line_for_each_target_and_start():
@@ -26,7 +30,7 @@ def test_verdicts_name_where_weit_is_ahead_level_and_behind():
     scratch, selection, longer, *_ = verdicts(example())
     assert scratch == (
         "Against scratch, after 40 training steps, WeiT is ahead on 1 of 3 (64x3 +11.0); level within the spread of seeds "
-        "on 1 of 3 (32x6 +0.5); behind on 1 of 3 (96x8 -10.0) (points of test accuracy)."
+        "on 1 of 3 (32x6 +0.5); behind on 1 of 3 (96x8 -10.0) (difference in accuracy, %)."
     )
     assert "Against weight selection" in selection
     assert "for the same total work" in longer
@@ -35,9 +39,9 @@ def test_verdicts_name_where_weit_is_ahead_level_and_behind():
 def test_verdicts_tell_total_work_and_what_is_never_reached():
     text = " ".join(verdicts(example()))
     # 64x3: 20 of 40 steps, 65 in total; 32x6: 40 of 40, 85 in total.
-    assert "at scratch's final accuracy after 75 % (50 to 100 %) of scratch's steps" in text
+    assert "at scratch's final score after 75 % (50 to 100 %) of scratch's steps" in text
     assert "that is 188 % (162 to 212 %) of scratch's work: no saving of work" in text
-    assert "WeiT does not come to scratch's final accuracy on 96x8." in text
+    assert "WeiT does not come to scratch's final score on 96x8." in text
 
 
 def test_a_rate_at_the_edge_of_the_list_is_said():
@@ -66,15 +70,33 @@ def test_who_does_not_apply_is_in_the_table_and_the_reason_below():
     assert last == "weight selection does not apply to 32x6: source must be at least as large as target."
 
 
-def test_every_initializer_has_a_name():
-    assert {*LABELS} == {*INITIALIZERS}
+def test_every_start_has_a_name():
+    assert {*LABELS} == {*CompareConfig(out=Path("out"), rivals=["all"]).starts}
 
 
-def test_without_weit_there_is_nothing_to_say():
-    assert verdicts(example(initializers=["scratch"])) == []
+@pytest.mark.parametrize("rivals", [[], ["weight_selection"]])
+def test_only_what_was_compared_is_said(rivals):
+    found = verdicts(example(rivals=rivals))
+    assert len([line for line in found if line.startswith("Against")]) == len(rivals) + 1
 
 
-@pytest.mark.parametrize("initializers", [["scratch", "weit"], ["scratch", "weight_selection", "weit"]])
-def test_only_what_was_compared_is_said(initializers):
-    found = verdicts(example(initializers=initializers))
-    assert len([line for line in found if line.startswith("Against")]) == len(initializers) - 1
+def test_means_are_over_the_targets_that_a_start_serves():
+    comparison = example()
+    assert (
+        "Mean over the 3 targets of accuracy, %, higher is better: scratch 84.0, scratch, same total work 84.0, "
+        "weight selection 70.0, WeiT 84.5." in verdicts(comparison)
+    )
+    del comparison.rows[2].outcomes["weight_selection"]
+    assert "weight selection 65.0 (on 2 of them, WeiT 86.8 there)" in " ".join(verdicts(comparison))
+
+
+def test_where_less_is_better_ahead_means_below():
+    comparison = example()
+    loss = Metric("loss", "loss", higher=False)
+    rows = [
+        replace(row, outcomes={name: replace(outcome, metric=loss) for name, outcome in row.outcomes.items()})
+        for row in comparison.rows
+    ]
+    scratch, *_ = verdicts(replace(comparison, metrics=(loss,), rows=rows))
+    assert "ahead on 1 of 3 (96x8 -0.10)" in scratch
+    assert "behind on 1 of 3 (64x3 +0.11)" in scratch

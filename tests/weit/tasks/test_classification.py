@@ -1,5 +1,6 @@
 import gzip
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from weit.tasks import load_task
-from weit.tasks.classification import find_fashion_mnist, head
+from weit.tasks.classification import find_fashion_mnist
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_splits_are_shuffled_and_always_the_same(digits):
     again = load_task("digits")
     for one, other in zip(digits.test.tensors, again.test.tensors, strict=True):
         assert torch.equal(one, other)
-    assert head(digits.train, 200).tensors[1].bincount(minlength=10).min() >= 5
+    assert digits.train.tensors[1][:200].bincount(minlength=10).min() >= 5
 
 
 def test_images_are_scaled_by_the_training_split(digits):
@@ -82,11 +83,46 @@ def test_evaluate_counts_in_batches(digits):
     values = torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0])
     dataset = torch.utils.data.TensorDataset(values[:, None, None, None], torch.tensor([1, 0, 0, 0, 1]))
     model = Bright()
-    found = digits.evaluate(model, dataset, batch_size=2)
+    found = replace(digits, test=dataset).evaluate(model, "test", batch_size=2)
     loss = torch.nn.functional.cross_entropy(torch.stack([-values, values], 1), dataset.tensors[1])
     assert found == {"accuracy": pytest.approx(4 / 5), "loss": pytest.approx(float(loss))}
     assert model.modes == [False] * 3
     assert model.training
+
+
+class Items(torch.utils.data.Dataset):
+    """Items that have to be fetched one by one."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def __len__(self):
+        return len(self.tensors[0])
+
+    def __getitem__(self, index):
+        return self.tensors[0][index], int(self.tensors[1][index])
+
+
+def test_a_data_set_in_memory_and_one_on_disk_score_alike(digits):
+    images, labels = digits.test.tensors
+    here, fetched = (replace(digits, test=kind) for kind in (
+        torch.utils.data.TensorDataset(images, labels % 2), Items((images, labels % 2))
+    ))  # fmt: skip
+    assert fetched.evaluate(Bright(), "test") == pytest.approx(here.evaluate(Bright(), "test"))
+
+
+def test_quick_is_a_fair_share(digits):
+    values = torch.ones(3000)
+    values[2000:] = -1
+    dataset = torch.utils.data.TensorDataset(values[:, None, None, None], torch.ones(3000, dtype=torch.int64))
+    task = replace(digits, validation=dataset)
+    assert task.evaluate(Bright(), "validation", quick=True)["accuracy"] == 1
+    assert task.evaluate(Bright(), "validation")["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_an_unknown_split_is_refused(digits):
+    with pytest.raises(ValueError, match="split must be one of validation, test, got 'train'"):
+        digits.evaluate(Bright(), "train")
 
 
 def test_fashion_mnist_from_a_folder(tmp_path):
@@ -98,6 +134,11 @@ def test_fashion_mnist_from_a_folder(tmp_path):
     images, labels = task.test.tensors
     order = images[:, 0, 0, 0].argsort()  # filled with their numbers, so brightness is the order in the file
     assert labels[order].tolist() == [i % 10 for i in range(20)]
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ValueError, match=r"family must be one of classification.*, got 'cooking'"):
+        load_task(family="cooking")
 
 
 def test_unknown_data_is_refused():

@@ -16,18 +16,15 @@ from weit.engine.seeds import own_randomness
 from weit.initialize import initialize
 from weit.masks import draw_size
 from weit.models import create_model
-from weit.models.sizes import model_arguments, training_flops
+from weit.models.sizes import training_flops
 from weit.pretrain import PretrainConfig, pretrain
-from weit.tasks import Task
-from weit.tasks.classification import head
-
-Size = dict[str, int]
+from weit.tasks import Size, Task
 
 
 def build(task: Task, model: str, size: Size, seed: int) -> nn.Module:
-    """A fresh model for the task's images; its numbers depend on ``seed`` alone."""
+    """A fresh model for the task; its numbers depend on ``seed`` alone."""
     with own_randomness(seed):
-        return create_model(model, **model_arguments(task, model, size))
+        return create_model(model, **task.arguments(model, size))
 
 
 def pretrain_bank(
@@ -43,7 +40,7 @@ def pretrain_bank(
     """Pre-train a bank at ``size`` and the ``smaller`` sizes; ``run`` goes to ``pretrain`` (run_dir, resume, progress).
 
     ``bank.source.config`` tells how to build the model again and what the pre-training cost: ``{"model", "arguments",
-    "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at.
+    "family", "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at.
     """
     big, *small = (build(task, model, each, config.seed) for each in (size, *smaller))
 
@@ -54,11 +51,12 @@ def pretrain_bank(
 
     bank = pretrain(big, task.train, config, smaller=small, loss=task.loss, evaluate=evaluate, **run)
     assert bank.source is not None
-    prices = [training_flops(model, model_arguments(task, model, each)) for each in (size, *smaller)]
+    prices = [training_flops(model, task.arguments(model, each)) for each in (size, *smaller)]
     drawn = (draw_size(config.seed, step, len(prices), config.full_share) for step in range(config.steps))
     bank.source.config = {
         "model": model,
-        "arguments": model_arguments(task, model, size),
+        "arguments": task.arguments(model, size),
+        "family": task.family,
         "data": task.name,
         "training_flops": config.batch_size * sum(prices[index] for index in drawn),
     }
@@ -93,13 +91,13 @@ def train_dense(
 ) -> list[Record]:
     """Train ``network`` on the task; ``run`` goes to ``train`` (run_dir, resume, progress).
 
-    ``evaluate`` is by default loss and accuracy on the validation split.
+    ``evaluate`` is by default what the task measures on its validation split.
     """
     return train(network, task.train, config, loss=task.loss, evaluate=evaluate or partial(_validate, task), **run)
 
 
 def _validate(task: Task, network: nn.Module) -> dict[str, float]:
-    found = task.evaluate(network, head(task.validation, 2000))
+    found = task.evaluate(network, "validation", quick=True)
     return {f"validation_{name}": value for name, value in found.items()}
 
 

@@ -1,0 +1,98 @@
+"""What starts are taken from, a bank and trained dense models: as the user gives them, or made by jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weit.bank import TemplateBank
+from weit.by_name import digest
+from weit.compare import jobs
+from weit.compare.config import SOURCES, CompareConfig
+from weit.compare.pool import Job, Pool
+from weit.models import load_model
+from weit.models.sizes import parse_size, training_flops
+from weit.tasks import Size, Task
+
+BANK, SOURCE, SMALL = "bank", "source", "small"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A bank or a trained dense model on disk.
+
+    Attributes:
+        digest: what identifies it.
+        flops: floating-point operations of its training, 0 if not recorded.
+        seconds: of the job that made it, if one did.
+        network: the dense model; ``None`` for a bank.
+        answer_flops: of the dense model's forward pass for one item.
+        arguments: of the model behind it.
+    """
+
+    folder: Path
+    digest: str
+    flops: float
+    seconds: float | None
+    network: Any
+    answer_flops: float
+    arguments: dict[str, Any]
+
+
+def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[str, Origin]:
+    """The bank, and source and small model where a rival needs them.
+
+    Raises:
+        ValueError, OSError: a folder that was given holds none. RuntimeError: a job failed.
+    """
+    needed = [BANK, *(kind for kind in (SOURCE, SMALL) if kind in {SOURCES.get(name) for name in config.rivals})]
+    given = {kind: _read(kind, folder) for kind in needed if (folder := getattr(config, kind)) is not None}
+    missing = {kind: _job(kind, config, task, model) for kind in needed if kind not in given}
+    made = pool.run(list(missing.values()), "pre-training")
+    for (kind, job), result in zip(missing.items(), made, strict=True):
+        given[kind] = _read(kind, config.out / job.name, result["seconds"])
+    return given
+
+
+def common(task: Task, model: str, size: Size) -> dict[str, Any]:
+    """Arguments that all jobs have."""
+    return {"family": task.family, "data": task.name, "model": model, "size": size}
+
+
+def paths(config: CompareConfig) -> dict[str, Path]:
+    """Paths that all jobs have."""
+    return {} if config.root is None else {"root": config.root}
+
+
+def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
+    every = max(1, config.pretrain_steps // 20)
+    settings: dict[str, Any] = {
+        "steps": config.pretrain_steps,
+        "batch_size": config.batch_size,
+        "evaluate_every": every,
+        "lr": config.pretrain_lr if kind == BANK else config.source_lr,
+    }
+    size = parse_size({BANK: config.size, SOURCE: config.source_size, SMALL: config.small_size}[kind])
+    arguments = {**common(task, model, size), "settings": settings}
+    if kind == BANK:
+        shape = None if config.template_shape is None else list(config.template_shape)
+        settings["spec"] = {"templates": config.templates, "template_shape": shape}
+        arguments["smaller"] = [parse_size(each) for each in config.smaller]
+    function = jobs.make_bank if kind == BANK else jobs.make_source
+    work = config.pretrain_steps * training_flops(model, task.arguments(model, size))
+    return Job(kind, function, arguments, paths(config), work)
+
+
+def _read(kind: str, folder: Path, seconds: float | None = None) -> Origin:
+    if kind == BANK:
+        source = TemplateBank.from_pretrained(folder).source
+        if source is None:
+            raise ValueError(f"bank must hold a pre-trained model's scalers too, but {folder} has none")
+        identity = digest(folder, "bank.safetensors") + digest(folder, "source.safetensors")
+        arguments, flops = source.config.get("arguments", {}), source.config.get("training_flops", 0.0)
+        return Origin(folder, identity, flops, seconds, None, 0.0, arguments)
+    network, saved = load_model(folder)
+    answer = training_flops(saved["model"], saved["arguments"]) / 3
+    identity, flops = digest(folder, "model.safetensors"), saved.get("training_flops", 0.0)
+    return Origin(folder, identity, flops, seconds, network, answer, saved["arguments"])
