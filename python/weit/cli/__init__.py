@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from weit.cli import bench, compare, demo, doctor, init, pretrain, train
 from weit.cli.arguments import Parser
+from weit.cli.recipes import recipe_names, with_recipe
 from weit_kernels import __version__
 
 _COMMANDS = {
@@ -33,11 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsers = {}
     for name, command in _COMMANDS.items():
         parsers[name] = Parser(prog=f"weit {name}", description=command.__doc__, allow_abbrev=False)
-        parsers[name].add_argument("--config", action="config", help="YAML file with any of the flags below")
+        recipes = ", ".join(sorted(recipe_names(name)))
+        kept = f", or one of the recipes {recipes}" if recipes else ""
+        parsers[name].add_argument("--config", action="config", help=f"YAML file with any of the flags below{kept}")
         parsers[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.add_arguments(parsers[name])
         commands.add_subcommand(name, parsers[name], help=(command.__doc__ or "").split("\n")[0])
-    given = parser.parse_args(None if argv is None else list(argv))
+    given = parser.parse_args(with_recipe(list(sys.argv[1:] if argv is None else argv)))
     name = given.subcommand
     if name is None:
         parser.print_help()

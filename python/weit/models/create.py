@@ -70,7 +70,14 @@ def _hugging_face(
     if img_size is not None:
         arguments["image_size"] = img_size
     config = AutoConfig.for_model(model, num_channels=in_chans, num_labels=num_classes, **arguments)
-    network = AutoModelForImageClassification.from_config(config)
+    try:
+        network = AutoModelForImageClassification.from_config(config)
+    except ImportError as error:  # raised late: transformers imports a model when it is first asked for
+        reason = error.__cause__ or error
+        raise RuntimeError(
+            f"hf:{model}: transformers cannot import it ({reason}); torchvision, if it is installed, must be built for "
+            "this torch"
+        ) from error
     network.register_forward_hook(_logits)  # a wrapper would change the module paths that rules match
     return network
 

@@ -38,7 +38,8 @@ def write_report(comparison: Comparison, out: Path, notes: Sequence[str] = ()) -
         draw(comparison, path)
     sentences = [*verdicts(comparison), *notes]
     atomic_write(out / "table.txt", table(comparison) + "\n\n" + "\n".join(sentences) + "\n")
-    atomic_write(out / "results.json", json.dumps(_plain(asdict(comparison)), indent=1) + "\n")
+    results = {**_plain(asdict(comparison)), "machine": machine()}
+    atomic_write(out / "results.json", json.dumps(results, indent=1) + "\n")
     pick = max if comparison.metrics[0].higher else min
     best = {row.target: pick(outcome.mean for outcome in row.outcomes.values()) for row in comparison.rows}
     lines = [

@@ -1,0 +1,27 @@
+"""``python -m weit.report results.json ... page.md``: kept results of comparisons as one page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from weit.report.results import write_page
+
+_OPENING = """
+# Results
+
+What `weit compare` found on small recipes, a section each; `python -m weit.report` makes this page from the files linked
+below. Every start gets its own best learning rate of the same list, chosen on the validation split with one seed; the
+scores are of the test split, mean ± standard deviation over seeds. “Scratch's final after”: the first measured step at
+which the mean curve is at scratch's final mean; “in total work”: the same with all work before step 0 added, in training
+steps of that target. What each rival does is in [rivals.md](rivals.md).
+"""
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    *results, page = map(Path, sys.argv[1:])
+    try:
+        write_page(results, page, _OPENING)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,82 @@
+"""Kept results of comparisons: back from ``results.json``, and into one page of documentation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from weit.compare import CompareConfig, Comparison
+from weit.compare.summary import Outcome, Row
+from weit.files import atomic_write
+from weit.report.plots import plot_steps
+from weit.report.text import table, verdicts
+from weit.tasks import Metric
+
+_PATHS = ("out", "root", "bank", "source", "small")
+_SHOWN = ("steps", "batch_size", "lrs", "seeds", "fit_steps", "size", "smaller", "templates", "template_shape",
+          "source_size", "small_size", "pretrain_steps", "pretrain_lr", "source_lr")  # fmt: skip
+
+
+def read_results(path: Path) -> tuple[Comparison, dict[str, str]]:
+    """The comparison in a ``results.json`` that ``write_report`` wrote, and the machine that ran it.
+
+    Raises:
+        ValueError: damaged or of another form. OSError: not there.
+    """
+    try:
+        found = json.loads(path.read_text())
+        machine = found.pop("machine")
+        config = {name: None if value is None else Path(value) if name in _PATHS else value
+                  for name, value in found.pop("config").items()}  # fmt: skip
+        known = {each.name for each in fields(CompareConfig)}
+        metrics = tuple(Metric(**metric) for metric in found.pop("metrics"))
+        rows = [_row(row, metrics[0]) for row in found.pop("rows")]
+        kept: dict[str, Any] = {name: value for name, value in config.items() if name in known}
+        return Comparison(CompareConfig(**kept), metrics=metrics, rows=rows, **found), machine
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no results of a comparison: {error}") from error
+
+
+def _row(row: dict[str, Any], metric: Metric) -> Row:
+    outcomes = {}
+    for name, outcome in row["outcomes"].items():
+        curve = [tuple(point) for point in outcome["curve"]]
+        outcomes[name] = Outcome(**{**outcome, "curve": curve, "metric": metric})
+    return Row(**{**row, "outcomes": outcomes})
+
+
+def write_page(results: Sequence[Path], page: Path, opening: str) -> None:
+    """Write ``page`` (Markdown) with a section for each of ``results``, its plots beside it in ``img``.
+
+    Raises:
+        ValueError, OSError: as ``read_results``; ``page`` cannot be written.
+    """
+    sections = [opening.strip()]
+    for path in results:
+        comparison, machine = read_results(path)
+        plot = page.parent / "img" / f"{path.stem}.png"
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        plot_steps(comparison, plot)
+        sections.append(_section(path, comparison, machine, f"img/{plot.name}", os.path.relpath(path, page.parent)))
+    atomic_write(page, "\n\n".join(sections) + "\n")
+
+
+def _section(path: Path, comparison: Comparison, machine: dict[str, str], plot: str, link: str) -> str:
+    config = comparison.config
+    settings = "; ".join(f"{name} {_plain(getattr(config, name))}" for name in _SHOWN)
+    lines = [
+        f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}",
+        f"{settings}. {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}. [All numbers]({link}).",
+        f"```\n{table(comparison)}\n```",
+        "\n".join(f"- {sentence}" for sentence in verdicts(comparison)),
+        f"![Learning curves of every target]({plot})",
+    ]
+    return "\n\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,43 @@
+import json
+
+import pytest
+
+from tests.weit.report.example import example
+from weit.report import table, verdicts, write_report
+from weit.report.results import read_results, write_page
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_report(example(), tmp_path / "out")
+    return tmp_path / "out" / "results.json"
+
+
+def test_a_comparison_comes_back_as_it_was_written(results):
+    comparison, machine = read_results(results)
+    assert comparison.rows == example().rows
+    assert comparison.config == example().config
+    assert (table(comparison), verdicts(comparison)) == (table(example()), verdicts(example()))
+    assert "torch" in machine
+
+
+def test_the_page_has_a_section_with_table_verdicts_and_plot_for_each_file(results, tmp_path):
+    page = tmp_path / "docs" / "results.md"
+    write_page([results, results], page, "# Results")
+    text = page.read_text()
+    assert text.startswith("# Results\n\n## Classification: vit on digits\n")
+    assert text.count(table(example())) == 2
+    for sentence in verdicts(example()):
+        assert f"- {sentence}\n" in text
+    assert "![Learning curves of every target](img/results.png)" in text
+    assert (page.parent / "img" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert "(../out/results.json)" in text
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", None])
+def test_other_files_are_refused(results, damage):
+    found = json.loads(results.read_text())
+    found["rows"][0]["outcomes"]["weit"] = {"tests": 3}
+    results.write_text(json.dumps(found) if damage is None else damage)
+    with pytest.raises(ValueError, match=r"results.json holds no results of a comparison"):
+        read_results(results)
