@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+
+from weit.predict import saved_bytes
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,6 @@ def measure(module: nn.Module, loss: Loss) -> Memory:
     device = next(module.parameters()).device
     above = _peak_cuda(step) if device.type == "cuda" else _in_fresh_thread(step)
     return Memory(parameters, parameters, optimiser, saved, parameters + optimiser + above)
-
-
-def saved_bytes(module: nn.Module, loss: Loss) -> int:
-    """Bytes of all storages that ``loss`` saves for its backward pass; works on fake tensors too."""
-    kept: list[Tensor] = []
-    with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        result = loss()
-    own = {_key(t) for t in (*module.parameters(), *module.buffers())}
-    storages = {_key(t): t.untyped_storage().nbytes() for t in kept if _key(t) not in own}
-    del result
-    return sum(storages.values())
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # fake tensors have no address
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -11,7 +11,9 @@ from weit.bank import BankSpec
 from weit.by_name import pretrain_bank
 from weit.cli.arguments import Parser, add_fields, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags
+from weit.engine import is_main_process
 from weit.models.sizes import parse_size
+from weit.predict import predict
 from weit.pretrain import PretrainConfig
 
 RESUME = "the same command with --resume goes on from the last checkpoint"
@@ -26,12 +28,23 @@ class PretrainFlags:
         model: see weit compare --help; the usual one of the family if not given.
         smaller: sizes that the pre-training also runs at, such as 48x6 32x3.
         resume: go on from the last checkpoint in the folder.
+        predict: say what memory and time this would take, and do nothing.
+        processes: for predict.
+        tflops: for predict; 10¹² floating-point operations that a process sustains in a second.
     """
 
     out: Path
     model: str | None = None
     smaller: list[str] = field(default_factory=lambda: ["48x6", "32x6", "64x3", "48x4", "32x3"])
     resume: bool = False
+    predict: bool = False
+    processes: int = 1
+    tflops: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "tflops"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,13 @@ def run(parser: Parser, given: Namespace) -> None:
     model = flags.model or task.model
     size = sizes.or_else({} if ":" in model else SIZE)
     smaller = [parse_size(each) for each in flags.smaller]
+    if flags.predict:
+        arguments = [task.arguments(model, each) for each in (size, *smaller)]
+        found = predict(model, arguments[0], arguments[1:], config)
+        print(found.describe(config, flags.processes, flags.tflops * 1e12))
+        return
     bank = pretrain_bank(task, model, size, smaller, config, run_dir=flags.out, resume=flags.resume)
+    if not is_main_process():
+        return
     bank.save_pretrained(flags.out / "bank")
     print(f"{flags.out / 'bank'}: {len(bank.roles)} roles, {bank.num_parameters():,} numbers in templates")

@@ -38,7 +38,7 @@ class CompareConfig:
         root: folder or file of the data, if it is not in the usual place.
         model: of the targets; the usual one of the family if not given. vit, resnet, convnext, timm:NAME or hf:NAME for
             images, dit for generation, mlp or transformer for control.
-        targets: sizes, as 64x6 (width x depth) or name=64,other=6.
+        targets: sizes, as 64x6 (width x depth) or name=64,other=2-2.
         rivals: beside scratch and WeiT: of weight_selection, ligo, bert2bert, mimetic, tleg, distillation, and
             scratch_longer, which is scratch with as much total work as WeiT had, fitting and its share of the
             pre-training included; or all. One that cannot serve a target is left out there.

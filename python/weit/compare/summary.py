@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from weit.tasks import Metric
+from weit.tasks import Metric, Size
 
 Curve = list[tuple[int, float]]
 
@@ -107,7 +107,7 @@ def summarize(
     return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes, absent or {})
 
 
-def kind_of(size: dict[str, int], pretrained: dict[str, Any]) -> str:
+def kind_of(size: Size, pretrained: dict[str, Any]) -> str:
     """How a target differs from the model that was pre-trained, in words."""
     words = {"width": ("narrower", "wider"), "depth": ("shallower", "deeper")}
     found = []
@@ -115,8 +115,12 @@ def kind_of(size: dict[str, int], pretrained: dict[str, Any]) -> str:
         base = pretrained.get(name, value)
         if value != base:
             smaller, larger = words.get(name, (f"smaller {name}", f"larger {name}"))
-            found.append(smaller if value < base else larger)
+            found.append(smaller if _amount(value) < _amount(base) else larger)
     return " and ".join(sorted(found)) or "same size"
+
+
+def _amount(value: int | list[int]) -> int:
+    return sum(value) if isinstance(value, list) else value
 
 
 def _mean_curve(curves: list[Curve]) -> list[tuple[int, float, float]]:

@@ -1,17 +1,21 @@
-"""Sizes of models in words and numbers: ``64x6``, or ``embed_dim=192,depth=6`` for a model with other names for them."""
+"""Sizes of models in words and numbers: ``64x6``, or ``layers=2-2-2-2`` for a model with other names for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from weit.models.create import create_model
 
+Size = dict[str, int | list[int]]
+"""Names and values of a model's sizes, such as ``{"width": 64, "depth": 6}``."""
 
-def parse_size(text: str) -> dict[str, int]:
-    """``"64x6"`` -> ``{"width": 64, "depth": 6}``; ``"embed_dim=192,depth=6"`` as it says.
+
+def parse_size(text: str) -> Size:
+    """``"64x6"`` -> ``{"width": 64, "depth": 6}``; ``"layers=2-2,width=64"`` -> ``{"layers": [2, 2], "width": 64}``.
 
     Raises:
         ValueError: it reads like neither.
@@ -20,24 +24,29 @@ def parse_size(text: str) -> dict[str, int]:
         if "=" not in text:
             width, depth = text.split("x")
             return {"width": int(width), "depth": int(depth)}
-        return {name.strip(): int(value) for name, value in (part.split("=") for part in text.split(","))}
+        return {name.strip(): _value(value) for name, value in (part.split("=") for part in text.split(","))}
     except ValueError:
-        raise ValueError(f"a size must look like 64x6 (width x depth) or name=64,other=6, got {text!r}") from None
+        raise ValueError(f"a size must look like 64x6 (width x depth) or name=64,other=2-2, got {text!r}") from None
+
+
+def _value(text: str) -> int | list[int]:
+    return [int(part) for part in text.split("-")] if "-" in text else int(text)
+
+
+def example_inputs(network: nn.Module, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """One item for ``network``, built with ``arguments``: what its own ``example_inputs`` gives, or else an image."""
+    example = getattr(network, "example_inputs", None)
+    if callable(example):
+        return example()
+    side = arguments["img_size"]
+    return (torch.empty(1, arguments["in_chans"], side, side),)
 
 
 def training_flops(model: str, arguments: dict[str, Any]) -> int:
-    """Floating-point operations (two a multiply-add) of a dense model's forward and backward pass for one item.
-
-    The item is what the model's ``example_inputs`` gives, or else an image.
-    """
+    """Floating-point operations (two a multiply-add) of a dense model's forward and backward pass for one item."""
     with torch.device("meta"):  # nothing is computed, and attention is counted as the matrix products it is
         network = create_model(model, **arguments)
-        example = getattr(network, "example_inputs", None)
-        if callable(example):
-            inputs = example()
-        else:
-            side = arguments["img_size"]
-            inputs = (torch.empty(1, arguments["in_chans"], side, side),)
+        inputs = example_inputs(network, arguments)
     network.eval()  # batch norms that learn refuse a single pixel of a single item
     with FlopCounterMode(display=False) as counter:
         network(*inputs).sum().backward()

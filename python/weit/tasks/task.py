@@ -13,9 +13,7 @@ from torch import nn
 
 from weit.engine import Data
 from weit.engine.loop import Loss
-
-Size = dict[str, int]
-"""Names and values of a model's sizes, such as ``{"width": 64, "depth": 6}``."""
+from weit.models.sizes import Size
 
 SPLITS = ("validation", "test")
 

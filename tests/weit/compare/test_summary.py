@@ -103,7 +103,9 @@ def test_ahead_means_by_more_than_the_spread(ours, theirs, verdict):
         ({"width": 64, "depth": 3}, "shallower"),
         ({"width": 64, "depth": 6}, "same size"),
         ({"embed_dim": 32, "depth": 6}, "smaller embed_dim"),
+        ({"layers": [2, 3]}, "larger layers"),
+        ({"layers": [2, 2]}, "same size"),
     ],
 )
 def test_changes_in_words(size, words):
-    assert kind_of(size, {"width": 64, "depth": 6, "embed_dim": 48}) == words
+    assert kind_of(size, {"width": 64, "depth": 6, "embed_dim": 48, "layers": [2, 2]}) == words

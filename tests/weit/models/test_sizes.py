@@ -7,9 +7,10 @@ from weit.tasks import load_task
 def test_sizes_in_words():
     assert parse_size("64x6") == {"width": 64, "depth": 6}
     assert parse_size("embed_dim=192, depth=6") == {"embed_dim": 192, "depth": 6}
+    assert parse_size("layers=2-2-3,width=8") == {"layers": [2, 2, 3], "width": 8}
 
 
-@pytest.mark.parametrize("text", ["", "64", "64x", "axb", "64x6x2", "width=", "width=a"])
+@pytest.mark.parametrize("text", ["", "64", "64x", "axb", "64x6x2", "width=", "width=a", "width=2-"])
 def test_other_words_are_refused(text):
     with pytest.raises(ValueError, match=r"a size must look like 64x6 .*, got "):
         parse_size(text)
