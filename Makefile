@@ -12,8 +12,9 @@ ARGS    ?=
 
 # What each target installs besides the package itself: names of extras in pyproject.toml.
 EXTRAS_demo := demo
-EXTRAS_test := test,bench,timm,transformers,demo,triton
+EXTRAS_test := test,bench,timm,images,transformers,generation,control,demo,triton
 EXTRAS_bench := bench
+EXTRAS_compare := demo,transformers,generation,control
 EXTRAS_lint := dev
 EXTRAS_all  := all
 
@@ -32,6 +33,10 @@ help: ## list the targets
 .PHONY: demo
 demo: $(VENV)/installed-demo ## the whole method on real images, with tables, plots and an HTML report
 	$(BIN)/weit demo $(ARGS)
+
+.PHONY: compare
+compare: $(VENV)/installed-compare ## one recipe, ARGS="--config fashion-resnet --out runs/fashion-resnet", beside all rivals
+	$(BIN)/weit compare $(ARGS)
 
 .PHONY: test
 test: $(VENV)/installed-test ## the tests, but for the slow ones
@@ -52,6 +57,11 @@ bench: $(VENV)/installed-bench ## beside dense layers and other packages, in ten
 .PHONY: bench-docs
 bench-docs: $(VENV)/installed-bench ## docs/benchmarks.md from benchmarks/results/cpu-*.json
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu-*.json
+
+.PHONY: results-docs
+results-docs: $(VENV)/installed-bench ## docs/results.md from benchmarks/results/compare-*.json, and docs/recipes.md
+	$(BIN)/python -m weit.report benchmarks/results/compare-*.json docs/results.md
+	$(BIN)/python -m benchmarks.recipe_costs docs/recipes.md
 
 # The two targets for a machine with a GPU use the Python that has its torch, and install nothing but this package.
 .PHONY: gpu-check

@@ -18,7 +18,6 @@ from weit.compare import CompareConfig, Comparison, compare
 from weit.compare.prepare import BANK
 from weit.files import atomic_write
 from weit.report import table, verdicts, write_report
-from weit.tasks import load_task
 
 _MARK = "weit-demo.json"  # what tells a demo's folder from anybody else's
 
@@ -46,7 +45,7 @@ def run_demo(config: DemoConfig) -> Comparison:
         RuntimeError: a job failed, or a fresh process did not initialise the same weights.
     """
     begun = time.perf_counter()
-    task = load_task(config.data, config.root, config.family)
+    task = config.task()
     _open_folder(config)
     _say(f"{task.name}: {config.processes} worker processes; into {config.out}/")
     comparison = compare(config)
@@ -74,10 +73,10 @@ def _same_in_fresh_process(config: DemoConfig) -> str:
     ours, theirs = config.out / "starts" / f"{target}-seed0", config.out / "fresh-init"
     shutil.rmtree(theirs, ignore_errors=True)
     bank = config.bank or config.out / BANK
-    flags = ["--bank", bank, "--family", config.family, "--out", theirs, "--size", target, "--seed", 0,
+    flags = ["--bank", bank, "--out", theirs, "--size", target, "--seed", 0,
              "--steps", config.fit_steps, "--lr", config.fit_lr, "--batch-size", config.batch_size]  # fmt: skip
-    for name in ("data", "root"):
-        flags += [f"--{name}", getattr(config, name)] if getattr(config, name) is not None else []
+    for name, value in config.task_arguments.items():
+        flags += [f"--{name.replace('_', '-')}", value] if value is not None else []
     command = [sys.executable, "-m", "weit", "init", *map(str, flags)]
     # One thread, as in the workers: sums in another order would differ in the last bits.
     found = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

@@ -20,6 +20,7 @@ from weit_kernels.shapes import BACKENDS
 _EXTRAS = {
     "demo": ["scikit-learn"],
     "timm": ["timm"],
+    "images": ["torchvision", "datasets"],
     "transformers": ["transformers"],
     "generation": ["diffusers"],
     "control": ["gymnasium", "mujoco", "stable-baselines3"],

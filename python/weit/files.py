@@ -22,7 +22,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
         OSError: ``path`` cannot be written; it is as it was, and nothing is left beside it.
     """
     path = Path(path)
-    with _reported(path):
+    with reported(path):
         temporary = _sibling(path, "tmp")
         try:
             temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -46,20 +46,25 @@ def atomic_dir(path: str | os.PathLike[str], *, known: Collection[str] = ()) -> 
             left beside it.
     """
     path = Path(path)
-    with _reported(path):
+    with reported(path):
         temporary = _sibling(path, "tmp")
         try:
             temporary.mkdir()
             yield temporary
-            _refuse_foreign(path, {*known, *os.listdir(temporary)})
-            for folder, _, names in os.walk(temporary):
-                for name in names:
-                    _sync_file(Path(folder, name))
-                _sync_folder(Path(folder))
-            _swap(temporary, path)
+            publish(temporary, path, known=known)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _sync_folder(path.parent)
+
+
+def publish(temporary: Path, path: Path, *, known: Collection[str] = ()) -> None:
+    """Let ``temporary``, a folder beside ``path``, take its place; the last step of ``atomic_dir``, with its errors."""
+    _refuse_foreign(path, {*known, *os.listdir(temporary)})
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _sync_file(Path(folder, name))
+        _sync_folder(Path(folder))
+    _swap(temporary, path)
+    _sync_folder(path.parent)
 
 
 def _swap(temporary: Path, path: Path) -> None:
@@ -108,7 +113,7 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
     """One kind of error and one message for every way to fail, with the path that the caller gave."""
     try:
         yield

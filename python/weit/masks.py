@@ -45,6 +45,11 @@ class Elastic(nn.Module):
         """How many sizes there are: the full one, 0, and the smaller ones, 1, 2, …"""
         return 1 + len(self._skeletons)
 
+    @property
+    def skeletons(self) -> list[nn.Module]:
+        """The modules that run in place of the model at the smaller sizes, for whoever changes how modules run."""
+        return [skeleton.module for skeleton in self._skeletons]
+
     def forward(self, *inputs: Tensor, size: int = 0) -> Any:
         """What the model of that size returns for ``inputs``."""
         if size == 0:

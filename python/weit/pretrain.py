@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from weit.bank import BankSpec, Source, TemplateBank
 from weit.convert import extract_bank, kronify
+from weit.engine.config import TrainConfig, require
 from weit.engine.data import Batches, Data, Inputs
-from weit.engine.loop import Loss, TrainConfig, outputs_of, require, train
+from weit.engine.loop import train
+from weit.engine.objective import Loss, outputs_of
 from weit.engine.seeds import own_randomness
 from weit.masks import Elastic, draw_size
 from weit.nn.factors import KronFactors

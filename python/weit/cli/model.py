@@ -19,16 +19,22 @@ class DataFlags:
 
     Args:
         family: classification, generation or control.
-        data: of that family: digits or fashion-mnist for images; an environment such as Hopper-v5 for control.
-        root: folder or file of the data, if it is not in the usual place.
+        data: of that family: digits or fashion-mnist, or for your own images folder or hf-dataset; an environment such as
+            Hopper-v5 for control.
+        root: folder or file of the data, if it is not in the usual place. Of your own images: CLASS/*.jpg, or that in each
+            of train, validation and test; a data set that was saved to disk for hf-dataset.
+        image_size: side that your own images are brought to; 64 if not given.
+        augment: of your own images in training: crop (the default), randaugment or none.
     """
 
     family: str = "classification"
     data: str | None = None
     root: Path | None = None
+    image_size: int | None = None
+    augment: str | None = None
 
     def task(self) -> Task:
-        return load_task(self.data, self.root, self.family)
+        return load_task(self.data, self.root, self.family, image_size=self.image_size, augment=self.augment)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class SizeFlags:
     """How large a model.
 
     Args:
-        size: WIDTHxDEPTH, as 64x6, or name=64,other=6 for a model with other names for its sizes.
+        size: WIDTHxDEPTH, as 64x6, or name=64,other=2-2 for a model with other names for its sizes.
         width: in place of size.
         depth: in place of size.
 

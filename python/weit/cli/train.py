@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from weit.by_name import build, train_dense
 from weit.cli.arguments import Parser, add_fields, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
-from weit.engine import TrainConfig
+from weit.engine import TrainConfig, is_main_process
 from weit.models import load_model, save_model
 from weit.models.sizes import training_flops
 
@@ -54,6 +54,8 @@ def run(parser: Parser, given: Namespace) -> None:
         arguments = task.arguments(model, size)
         network = build(task, model, size, config.seed)
     train_dense(task, network, config, run_dir=flags.out, resume=flags.resume)
+    if not is_main_process():
+        return
     flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, flags.out / "model", model, arguments, training_flops=flops)
     print(f"{flags.out / 'model'}: {scores(task, network, 'validation', 'test')}")

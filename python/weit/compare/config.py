@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from weit.compare.pool import default_workers
 from weit.models.sizes import parse_size
 from weit.rivals import RIVALS
-from weit.tasks import FAMILIES
+from weit.tasks import FAMILIES, Task, load_task
 
 SCRATCH, WEIT = "scratch", "weit"
 LONGER = "scratch_longer"
@@ -36,6 +37,7 @@ class CompareConfig:
         family: classification, generation or control.
         data: of that family; its usual data if not given.
         root: folder or file of the data, if it is not in the usual place.
+        image_size, augment: of the user's own images; see weit train --help.
         model: of the targets; the usual one of the family if not given. vit, resnet, convnext, timm:NAME or hf:NAME for
             images, dit for generation, mlp or transformer for control.
         targets: sizes, as 64x6 (width x depth) or name=64,other=2-2.
@@ -72,6 +74,8 @@ class CompareConfig:
     family: str = "classification"
     data: str | None = None
     root: Path | None = None
+    image_size: int | None = None
+    augment: str | None = None
     model: str | None = None
     targets: list[str] = field(default_factory=lambda: ["64x3", "64x9", "32x6", "96x6", "32x3", "96x8"])
     rivals: list[str] = field(default_factory=lambda: [LONGER, "weight_selection"])
@@ -116,6 +120,17 @@ class CompareConfig:
         require(not unknown, "rivals", f"all, or of {', '.join(RIVAL_NAMES)}", ", ".join(unknown))
         for size in (*self.targets, self.size, *self.smaller, self.source_size, self.small_size):
             parse_size(size)
+
+    def task(self) -> Task:
+        """What is compared on; raises as ``load_task``."""
+        return load_task(**self.task_arguments)
+
+    @property
+    def task_arguments(self) -> dict[str, Any]:
+        """Of ``load_task``, as JSON."""
+        root = None if self.root is None else str(self.root)
+        own = {"image_size": self.image_size, "augment": self.augment}
+        return {"data": self.data, "root": root, "family": self.family, **own}
 
     @property
     def starts(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What worker processes of a comparison do; see ``Job`` for how they are called."""
+"""What worker processes of a comparison do; see ``Job`` for how they are called. ``task`` is as ``load_task`` takes it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ Report = Callable[[float], None]
 """Takes the share of the job that is done."""
 
 
-@lru_cache(maxsize=1)
-def _task(family: str, data: str, root: Path | None) -> Task:
-    """Read once a worker: the files of a data set take longer than many a job."""
-    return load_task(data, root, family)
+# Read once a worker: the files of a data set take longer than many a job.
+_load = lru_cache(maxsize=1)(load_task)
 
 
 def make_bank(
@@ -35,8 +33,7 @@ def make_bank(
     paths: Paths,
     report: Report,
     *,
-    family: str,
-    data: str,
+    task: dict[str, Any],
     model: str,
     size: Size,
     smaller: list[Size],
@@ -44,10 +41,10 @@ def make_bank(
 ) -> dict[str, float]:
     """Pre-train a bank into ``folder``."""
     settings = {**settings, "spec": BankSpec.of(settings.get("spec", {}))}
-    config, task = PretrainConfig(**settings), _task(family, data, paths.get("root"))
+    config, loaded = PretrainConfig(**settings), _load(**task)
     progress = _Ticks(report, config)
     started = time.perf_counter()
-    bank = pretrain_bank(task, model, size, smaller, config, on_evaluate=progress, progress=False)
+    bank = pretrain_bank(loaded, model, size, smaller, config, on_evaluate=progress, progress=False)
     seconds = time.perf_counter() - started
     bank.save_pretrained(folder)
     return {"seconds": seconds, "template_numbers": bank.num_parameters()}
@@ -58,22 +55,21 @@ def make_source(
     paths: Paths,
     report: Report,
     *,
-    family: str,
-    data: str,
+    task: dict[str, Any],
     model: str,
     size: Size,
     settings: dict[str, Any],
 ) -> dict[str, float]:
     """Train a dense model for rivals to take from, into ``folder``."""
-    config, task = TrainConfig(**settings), _task(family, data, paths.get("root"))
-    arguments = task.arguments(model, size)
-    network, progress = build(task, model, size, config.seed), _Ticks(report, config)
+    config, loaded = TrainConfig(**settings), _load(**task)
+    arguments = loaded.arguments(model, size)
+    network, progress = build(loaded, model, size, config.seed), _Ticks(report, config)
     started = time.perf_counter()
-    train_dense(task, network, config, evaluate=lambda _: progress(), progress=False)
+    train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     seconds = time.perf_counter() - started
     flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, folder, model, arguments, training_flops=flops)
-    return {"seconds": seconds, **task.evaluate(network, "validation", quick=True)}
+    return {"seconds": seconds, **loaded.evaluate(network, "validation", quick=True)}
 
 
 def make_start(
@@ -81,19 +77,18 @@ def make_start(
     paths: Paths,
     report: Report,
     *,
-    family: str,
-    data: str,
+    task: dict[str, Any],
     model: str,
     size: Size,
     bank: str,
     **settings: Any,
 ) -> dict[str, float]:
     """Initialise a dense model from the bank at ``paths["bank"]``, whose digest is ``bank``, into ``folder``."""
-    task, pretrained = _task(family, data, paths.get("root")), TemplateBank.from_pretrained(paths["bank"])
+    loaded, pretrained = _load(**task), TemplateBank.from_pretrained(paths["bank"])
     started = time.perf_counter()
-    network = start_from_bank(task, pretrained, model, size, **settings)
+    network = start_from_bank(loaded, pretrained, model, size, **settings)
     seconds = time.perf_counter() - started
-    save_model(network, folder, model, task.arguments(model, size))
+    save_model(network, folder, model, loaded.arguments(model, size))
     return {"seconds": seconds}
 
 
@@ -102,8 +97,7 @@ def train_cell(
     paths: Paths,
     report: Report,
     *,
-    family: str,
-    data: str,
+    task: dict[str, Any],
     model: str,
     size: Size,
     initializer: str,
@@ -117,21 +111,21 @@ def train_cell(
     A run whose loss becomes infinite ends with the worst score that it had on the way: too high a learning rate is an
     answer, and must not end the comparison.
     """
-    task, config = _task(family, data, paths.get("root")), TrainConfig(**settings)
-    metric, progress = task.metrics[0], _Ticks(report, config)
-    network = _started(task, paths, model, size, initializer, start, config.seed)
-    curve = [task.evaluate(network, "test", quick=True)[metric.name]]
+    loaded, config = _load(**task), TrainConfig(**settings)
+    metric, progress = loaded.metrics[0], _Ticks(report, config)
+    network = _started(loaded, paths, model, size, initializer, start, config.seed)
+    curve = [loaded.evaluate(network, "test", quick=True)[metric.name]]
 
     def evaluate(network: nn.Module) -> dict[str, float]:
-        curve.append(task.evaluate(network, "test", quick=True)[metric.name])
+        curve.append(loaded.evaluate(network, "test", quick=True)[metric.name])
         return progress()
 
     steps = [*range(0, config.steps, config.evaluate_every), config.steps]
     started = time.perf_counter()
     try:
-        train_dense(task, network, config, evaluate=evaluate, progress=False)
+        train_dense(loaded, network, config, evaluate=evaluate, progress=False)
         seconds = time.perf_counter() - started
-        final = {split: task.evaluate(network, split) for split in ("validation", "test")}
+        final = {split: loaded.evaluate(network, split) for split in ("validation", "test")}
     except FloatingPointError:
         seconds = time.perf_counter() - started
         worst = min(curve) if metric.higher else max(curve)

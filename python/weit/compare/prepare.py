@@ -55,14 +55,9 @@ def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[s
     return given
 
 
-def common(task: Task, model: str, size: Size) -> dict[str, Any]:
+def common(config: CompareConfig, task: Task, model: str, size: Size) -> dict[str, Any]:
     """Arguments that all jobs have."""
-    return {"family": task.family, "data": task.name, "model": model, "size": size}
-
-
-def paths(config: CompareConfig) -> dict[str, Path]:
-    """Paths that all jobs have."""
-    return {} if config.root is None else {"root": config.root}
+    return {"task": {**config.task_arguments, "data": task.name}, "model": model, "size": size}
 
 
 def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
@@ -74,14 +69,14 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
         "lr": config.pretrain_lr if kind == BANK else config.source_lr,
     }
     size = parse_size({BANK: config.size, SOURCE: config.source_size, SMALL: config.small_size}[kind])
-    arguments = {**common(task, model, size), "settings": settings}
+    arguments = {**common(config, task, model, size), "settings": settings}
     if kind == BANK:
         shape = None if config.template_shape is None else list(config.template_shape)
         settings["spec"] = {"templates": config.templates, "template_shape": shape}
         arguments["smaller"] = [parse_size(each) for each in config.smaller]
     function = jobs.make_bank if kind == BANK else jobs.make_source
     work = config.pretrain_steps * training_flops(model, task.arguments(model, size))
-    return Job(kind, function, arguments, paths(config), work)
+    return Job(kind, function, arguments, work=work)
 
 
 def _read(kind: str, folder: Path, seconds: float | None = None) -> Origin:

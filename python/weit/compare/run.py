@@ -9,12 +9,12 @@ from typing import Any
 from weit.compare import jobs
 from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, CompareConfig
 from weit.compare.pool import Job, Pool
-from weit.compare.prepare import BANK, Origin, common, paths, prepare
+from weit.compare.prepare import BANK, Origin, common, prepare
 from weit.compare.summary import Row, best_lr, kind_of, summarize
 from weit.models import create_model
 from weit.models.sizes import parse_size, training_flops
 from weit.rivals import RIVALS
-from weit.tasks import Metric, Task, load_task
+from weit.tasks import Metric, Task
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def compare(config: CompareConfig, pool: Pool | None = None) -> Comparison:
         ValueError, OSError: bad settings, data, bank or source, before any cell runs.
         RuntimeError: a cell failed; finished ones are kept.
     """
-    task = load_task(config.data, config.root, config.family)
+    task = config.task()
     model = config.model or task.model
     sizes = {target: parse_size(target) for target in config.targets}
     for size in sizes.values():
@@ -148,7 +148,7 @@ class _Plan:
             name=f"starts/{target}-seed{seed}",
             function=jobs.make_start,
             arguments={**self._common(target), "bank": bank.digest, **fit},
-            paths={**paths(config), "bank": bank.folder},
+            paths={"bank": bank.folder},
             work=self.item_flops[target] * config.fit_steps,
         )
 
@@ -156,7 +156,7 @@ class _Plan:
         config = self.config
         steps = config.steps + (round(self._extra_steps(target, WEIT)) if name == LONGER else 0)
         start: dict[str, Any] = {}
-        found: dict[str, Path] = paths(config)
+        found: dict[str, Path] = {}
         if name == WEIT:
             begun = self._start(target, seed)
             start, found["start"] = begun.arguments, config.out / begun.name
@@ -186,4 +186,4 @@ class _Plan:
         )
 
     def _common(self, target: str) -> dict[str, Any]:
-        return common(self.task, self.model, self.sizes[target])
+        return common(self.config, self.task, self.model, self.sizes[target])

@@ -34,6 +34,8 @@ class Batches:
         data: see ``Data``. A ``DataLoader`` lends its data set, collate function, workers and memory pinning; its batch
             size and its shuffling are replaced by those here.
         batch_size: items in a batch, over all processes.
+        workers: processes that fetch items ahead, in place of the loader's; 0 for as many as it has. Data in memory needs
+            none.
 
     Raises:
         TypeError: ``data`` is nothing of the kind, or its inputs are images of integers.
@@ -41,13 +43,17 @@ class Batches:
             else the first batch), a loader with a sampler of its own, a batch that the processes cannot share evenly.
     """
 
-    def __init__(self, data: Data, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, data: Data, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1, workers: int = 0
+    ) -> None:
         if batch_size % world:
             raise ValueError(f"batch_size must be a multiple of the number of processes, {world}, got {batch_size}")
         self._loader = data if isinstance(data, DataLoader) else None
         dataset = _dataset_of(data) if isinstance(data, DataLoader) else data
+        self._workers = workers or (self._loader.num_workers if self._loader else 0)
         self._tensors = _as_tensors(dataset)
         self._items = _SeededItems(dataset, seed, rank)
+        self._collate = default_collate if self._loader is None else self._loader.collate_fn
         self._share, self._seed, self._rank, self._world = batch_size // world, seed, rank, world
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._classes: int | None = None
@@ -71,22 +77,22 @@ class Batches:
         if self._tensors is not None:
             inputs, targets = self._tensors
             return inputs[index], targets[index]
-        collate = default_collate if self._loader is None else self._loader.collate_fn
-        return self._checked(collate(self._items.__getitems__((step, index.tolist()))))
+        return self._checked(self._collate(self._items.__getitems__((step, index.tolist()))))
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches ``start`` to ``stop - 1``, fetched ahead by the loader's workers where it has any."""
-        if self._tensors is not None or self._loader is None or not self._loader.num_workers:
+        """Batches ``start`` to ``stop - 1``, fetched ahead by the workers where there are any."""
+        if self._tensors is not None or not self._workers:
             return map(self.batch, range(start, stop))
         keys: Iterable[Any] = ((step, self.indices(step).tolist()) for step in range(start, stop))
+        given = self._loader
         loader: DataLoader[Any] = DataLoader(
             self._items,
             batch_sampler=keys,
-            collate_fn=self._loader.collate_fn,
-            num_workers=self._loader.num_workers,
-            pin_memory=self._loader.pin_memory,
-            worker_init_fn=self._loader.worker_init_fn,
-            multiprocessing_context=self._loader.multiprocessing_context,
+            collate_fn=self._collate,
+            num_workers=self._workers,
+            pin_memory=given is not None and given.pin_memory,
+            worker_init_fn=None if given is None else given.worker_init_fn,
+            multiprocessing_context=None if given is None else given.multiprocessing_context,
         )
         return map(self._checked, loader)
 
@@ -159,7 +165,11 @@ def _as_pair(batch: Any) -> Batch:
     inputs = batch[0] if batch else ()
     several = isinstance(inputs, tuple | list)
     parts = [*inputs, *batch[1:]] if several else list(batch)
-    if len(batch) != 2 or (several and not inputs) or not all(isinstance(part, Tensor) and part.dim() for part in parts):
+    if (
+        len(batch) != 2
+        or (several and not inputs)
+        or not all(isinstance(part, Tensor) and part.dim() for part in parts)
+    ):
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise TypeError(f"data must give pairs of tensors (inputs, targets), got ({kinds})")
     return tuple(inputs) if several else inputs, batch[1]

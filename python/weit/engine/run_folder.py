@@ -12,6 +12,8 @@ import yaml
 from torch import nn
 
 from weit.engine.checkpoint import Checkpoint, checkpoints, save_checkpoint
+from weit.engine.config import HOW
+from weit.engine.processes import Processes
 from weit.files import atomic_write
 
 Record = dict[str, float]
@@ -22,12 +24,14 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing.
-        config: what the run depends on, JSON-like; a continued run must have the same.
-        resume: continue from the last checkpoint, else begin a run that must not be there yet.
+        config: what the run depends on, JSON-like; a continued run must have the same, but for what only bears on how
+            it is computed (``weit.engine.config.HOW``).
+        resume: continue from the last checkpoint, or from the start if the run was stopped before its first one; else
+            begin a run that must not be there yet.
         keep: how many checkpoints stay.
 
     Attributes:
-        checkpoint: what to continue from, or ``None``.
+        checkpoint: what to continue from, or ``None`` for the start.
         history: the records written so far, up to the checkpoint.
 
     Raises:
@@ -41,11 +45,13 @@ class RunFolder:
         self._config: dict[str, Any] = json.loads(json.dumps(config))
         self._keep = keep
         self._checkpoints, self._metrics = self.path / "checkpoints", self.path / "metrics.jsonl"
+        self._settings = self.path / "config.yaml"
         self.checkpoint: Checkpoint | None = None
         self.history: list[Record] = []
         if resume:
             self.checkpoint = self._latest()
-            self.history = self._records(self.checkpoint.step)
+            self._compare(self._read_settings() if self.checkpoint is None else self.checkpoint.state["config"])
+            self.history = self._records(self.checkpoint.step) if self.checkpoint else []
         elif self._metrics.exists() or checkpoints(self._checkpoints):
             raise FileExistsError(f"run_dir holds a run already: {self.path}; resume it, or name another folder")
 
@@ -53,10 +59,11 @@ class RunFolder:
         """Write the config and the records up to the checkpoint, and begin to take records."""
         from torch.utils.tensorboard import SummaryWriter  # half a second that runs without a folder need not spend
 
-        atomic_write(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
+        atomic_write(self._settings, yaml.safe_dump(self._config, sort_keys=False))
         atomic_write(self._metrics, "".join(map(_line, self.history)))
         self._file = self._metrics.open("a")
-        purge = self.checkpoint.step + 1 if self.checkpoint else None
+        # What comes after the checkpoint will be written again; TensorBoard is told to forget it.
+        purge = (self.checkpoint.step if self.checkpoint else 0) + 1
         self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
 
     def record(self, record: Record) -> None:
@@ -67,29 +74,49 @@ class RunFolder:
             if name != "step":
                 self._writer.add_scalar(name, value, int(record["step"]))
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint; see ``save_checkpoint``."""
-        save_checkpoint(self._checkpoints, step, model, optimizer, {"config": self._config, **state}, self._keep)
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        processes: Processes,
+    ) -> None:
+        """Write a checkpoint; every process calls this, see ``save_checkpoint``."""
+        state = {"config": self._config, **state}
+        save_checkpoint(self._checkpoints, step, model, optimizer, state, self._keep, processes)
 
     def close(self) -> None:
         self._file.close()
         self._writer.close()
 
-    def _latest(self) -> Checkpoint:
+    def _latest(self) -> Checkpoint | None:
         found = checkpoints(self._checkpoints)
         if not found:
-            raise ValueError(f"nothing to resume: no checkpoint in {self._checkpoints}")
+            return None
         try:
-            latest = Checkpoint(found[-1])
+            return Checkpoint(found[-1])
         except ValueError as error:
             older = f"; {found[-2]} is older: remove the damaged one to continue from there" if found[1:] else ""
             raise ValueError(f"{error}{older}") from error
-        saved = latest.state["config"]
-        changed = [name for name in self._config.keys() | saved.keys() if self._config.get(name) != saved.get(name)]
+
+    def _read_settings(self) -> dict[str, Any]:
+        try:
+            saved = yaml.safe_load(self._settings.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"nothing to resume: no checkpoint in {self._checkpoints}, nor {self._settings}") from None
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self._settings} is damaged: {error}") from error
+        if not isinstance(saved, dict):
+            raise ValueError(f"{self._settings} is damaged: it holds no settings")
+        return saved
+
+    def _compare(self, saved: Mapping[str, Any]) -> None:
+        names = sorted((self._config.keys() | saved.keys()) - set(HOW))
+        changed = [name for name in names if self._config.get(name) != saved.get(name)]
         if changed:
-            names = ", ".join(f"{n}: {saved.get(n)!r} → {self._config.get(n)!r}" for n in sorted(changed))
-            raise ValueError(f"config differs from that of the run to resume in {self.path} ({names})")
-        return latest
+            found = ", ".join(f"{name}: {saved.get(name)!r} → {self._config.get(name)!r}" for name in changed)
+            raise ValueError(f"config differs from that of the run to resume in {self.path} ({found})")
 
     def _records(self, last: int) -> list[Record]:
         """The records up to step ``last``; what comes after them, perhaps a line cut short, will be written again."""

@@ -23,6 +23,8 @@ _FASHION_MNIST_FOLDERS = Path("/usr/share/datasets/fashion-mnist"), Path("/usr/l
 
 _ACCURACY = Metric("accuracy", "accuracy, %", scale=100.0, digits=1)
 _QUICK = 2000  # items that a point of a learning curve is measured on
+_FETCHED = 64  # items at once where they are read from files: workers hold several batches
+_FILES = ("folder", "hf-dataset")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Classification(Task):
         validation, test: the other splits.
         model_args: arguments of ``create_model`` that follow from the images.
         patch_size: what suits a ``vit`` here.
+        workers: processes that fetch the items of validation and test where these are not in memory.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Classification(Task):
     test: Dataset[Any]
     model_args: dict[str, int]
     patch_size: int
+    workers: int = 0
     family: str = "classification"
     model: str = "vit"
     metrics: tuple[Metric, ...] = (_ACCURACY,)
@@ -62,39 +66,46 @@ class Classification(Task):
         count = min(len(dataset), _QUICK) if quick else len(dataset)
         correct = total_loss = 0.0
         with evaluating(model) as device:
-            for images, labels in _batches(dataset, count, batch_size):
+            for images, labels in _batches(dataset, count, batch_size, self.workers):
                 logits, labels = model(images.to(device)), labels.to(device)
                 correct += float((logits.argmax(-1) == labels).sum())
                 total_loss += float(self.loss(logits, labels)) * len(labels)
         return {"accuracy": correct / count, "loss": total_loss / count}
 
 
-def _batches(dataset: Dataset[Any], count: int, size: int) -> Iterator[Any]:
+def _batches(dataset: Dataset[Any], count: int, size: int, workers: int) -> Iterator[Any]:
     if isinstance(dataset, TensorDataset):
         for start in range(0, count, size):
             yield dataset[start : min(start + size, count)]
     else:
-        yield from DataLoader(Subset(dataset, range(count)), size)
+        yield from DataLoader(Subset(dataset, range(count)), min(size, _FETCHED), num_workers=workers)
 
 
-def load(name: str, root: Path | None = None) -> Classification:
+def load(name: str, root: Path | None = None, **options: Any) -> Classification:
     """The data ``name``; its splits are stratified by label and shuffled with seed 0, so always the same.
 
     Args:
-        name: ``"digits"`` (scikit-learn's 1,797 grey 8x8 images: 1,047 / 300 / 450 for train / validation / test) or
-            ``"fashion-mnist"`` (grey 28x28 images: 50,000 / 10,000, and the data set's own 10,000 for test).
-        root: folder of Fashion-MNIST's four gzipped IDX files; by default where Debian's package puts them.
+        name: ``"digits"`` (scikit-learn's 1,797 grey 8x8 images: 1,047 / 300 / 450 for train / validation / test),
+            ``"fashion-mnist"`` (grey 28x28 images: 50,000 / 10,000, and the data set's own 10,000 for test), or the user's
+            own images, ``"folder"`` or ``"hf-dataset"``: see ``weit.tasks.images.load``.
+        root: folder of Fashion-MNIST's four gzipped IDX files, by default where Debian's package puts them; or of the
+            user's own images.
+        options: for the user's own images: image_size, augment, workers.
 
     Raises:
-        ValueError: unknown name, or a damaged or foreign file.
+        ValueError: unknown name, options for images of a fixed size, a damaged or foreign file; see also there.
         OSError: files that are not there.
-        RuntimeError: scikit-learn, which carries the digits, is not installed.
+        RuntimeError: a library is not installed: scikit-learn, which carries the digits, or torchvision or datasets.
     """
-    if name == "digits":
-        return _digits()
-    if name == "fashion-mnist":
-        return _fashion_mnist(find_fashion_mnist(root))
-    raise ValueError(f'data must be "digits" or "fashion-mnist", got {name!r}')
+    if name in _FILES:
+        return _own_images(name, root, options)
+    if name not in ("digits", "fashion-mnist"):
+        raise ValueError(
+            f'data must be "digits" or "fashion-mnist", or for your own images "folder" or "hf-dataset", got {name!r}'
+        )
+    if options:
+        raise ValueError(f"{' and '.join(options)} must be left out, {name} are in memory as they are")
+    return _digits() if name == "digits" else _fashion_mnist(find_fashion_mnist(root))
 
 
 def find_fashion_mnist(root: str | Path | None = None) -> Path:
@@ -109,6 +120,15 @@ def find_fashion_mnist(root: str | Path | None = None) -> Path:
     )
 
 
+def _own_images(kind: str, root: Path | None, options: dict[str, Any]) -> Classification:
+    try:
+        from weit.tasks import images
+    except (ImportError, RuntimeError) as error:  # the latter beside a torch that torchvision is not built for
+        needed = "torchvision, built for this torch: pip install weit[images]"
+        raise RuntimeError(f"data {kind} needs {needed} ({error})") from error
+    return images.load(kind, root, **options)
+
+
 def _digits() -> Classification:
     try:
         from sklearn.datasets import load_digits
@@ -116,14 +136,14 @@ def _digits() -> Classification:
         raise RuntimeError(f"the digits come with scikit-learn: pip install weit[demo] ({error})") from error
     data = load_digits()
     images, labels = data.images.astype(np.float32)[:, None], data.target.astype(np.int64)
-    test, rest = _split(labels, 450)
-    validation, train = (rest[part] for part in _split(labels[rest], 300))
+    test, rest = stratified(labels, 450)
+    validation, train = (rest[part] for part in stratified(labels[rest], 300))
     return _task("digits", 2, *((images[part], labels[part]) for part in (train, validation, test)))
 
 
 def _fashion_mnist(folder: Path) -> Classification:
     images, labels = _read_pair(folder, "train")
-    validation, train = _split(labels, len(labels) // 6)
+    validation, train = stratified(labels, len(labels) // 6)
     splits = [(images[part], labels[part]) for part in (train, validation)]
     return _task("fashion-mnist", 4, *splits, _read_pair(folder, "t10k"))
 
@@ -139,7 +159,7 @@ def _read_pair(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     return images.astype(np.float32)[:, None], labels.astype(np.int64)
 
 
-def _split(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of ``count`` items with every label in its share, and of the rest; both shuffled, always alike."""
     random = np.random.default_rng(0)
     order = random.permutation(len(labels))

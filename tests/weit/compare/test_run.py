@@ -32,7 +32,7 @@ def prepared(tmp_path_factory):
     """A bank and two dense models, trained for a few steps."""
     out = tmp_path_factory.mktemp("compare")
     settings = {"steps": 6, "batch_size": 8, "evaluate_every": 3}
-    common = {"family": "classification", "data": "digits", "model": "vit", "settings": settings}
+    common = {"task": {"data": "digits"}, "model": "vit", "settings": settings}
     small, size = {"width": 16, "depth": 1}, {"width": 32, "depth": 2}
     jobs.make_bank(out / "bank", {}, lambda share: None, **common, size=size, smaller=[small])
     jobs.make_source(out / "source", {}, lambda share: None, **common, size=size)
@@ -175,7 +175,7 @@ def test_rivals_that_learn_are_told_how_long(rivals):
 def test_a_rate_that_blows_up_is_an_answer(tmp_path):
     settings = {"steps": 6, "batch_size": 8, "lr": 1e30, "evaluate_every": 2, "log_every": 1, "clip_norm": None}
     result = jobs.train_cell(
-        tmp_path, {}, lambda share: None, family="classification", data="digits", model="vit",
+        tmp_path, {}, lambda share: None, task={"data": "digits"}, model="vit",
         size={"width": 16, "depth": 1}, initializer="scratch", start={}, settings=settings,
     )  # fmt: skip
     worst = min(accuracy for _, accuracy in result["curve"])

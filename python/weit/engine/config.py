@@ -1,0 +1,90 @@
+"""How to train: the settings of a run, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+
+SHARDINGS = ("none", "fsdp")
+HOW = ("accumulate", "sharding", "activation_checkpointing", "workers")
+"""Settings that change how a run is computed, and its numbers by no more than rounding: a resumed run may have others."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train: what decides the result, then how it is computed, then what a run leaves behind.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: items in a step, over all processes.
+        lr: peak learning rate of AdamW; reached after ``warmup`` and led to zero along a cosine.
+        warmup: share of the steps over which the learning rate rises linearly.
+        weight_decay: of parameters with two or more dimensions; biases and norms have none.
+        betas: of AdamW.
+        clip_norm: largest norm of the gradient; ``None`` for no clipping.
+        seed: order of the data and randomness inside model and data set.
+        accumulate: parts a batch is cut into, to need less memory; the result is the same to rounding.
+        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        sharding: ``"none"``: each process holds everything; ``"fsdp"``: parameters, gradients and optimiser state are
+            spread over the processes (FSDP2), and so are the files of a checkpoint.
+        activation_checkpointing: keep only the inputs of the model's blocks for the backward pass, which computes the rest
+            again: less memory, for the time of one more forward pass.
+        workers: processes that fetch items ahead, beside each training process; 0: as a given data loader says, else none.
+        log_every: steps between records; a record's loss is the mean since the one before.
+        evaluate_every: steps between evaluations; 0 for one at the end.
+        checkpoint_every: steps between checkpoints, where there is a run folder; 0 for one at the end.
+        keep_checkpoints: how many of them stay.
+
+    Raises:
+        ValueError: a field out of its range.
+    """
+
+    steps: int = 400
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = 1.0
+    seed: int = 0
+    accumulate: int = 1
+    mixed_precision: str = "no"
+    sharding: str = "none"
+    activation_checkpointing: bool = False
+    workers: int = 0
+    log_every: int = 10
+    evaluate_every: int = 0
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
+            require(self, name, isinstance(getattr(self, name), int) and getattr(self, name) > 0, "a positive int")
+        for name in ("evaluate_every", "checkpoint_every", "seed", "workers"):
+            require(self, name, isinstance(getattr(self, name), int) and getattr(self, name) >= 0, "an int from 0")
+        for name in ("lr", "clip_norm"):
+            value = getattr(self, name)
+            require(self, name, (name == "clip_norm" and value is None) or 0 < value < float("inf"), "positive")
+        require(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "from 0")
+        require(self, "warmup", 0 <= self.warmup <= 1, "a share from 0 to 1")
+        require(self, "betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        require(self, "mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), '"no", "bf16" or "fp16"')
+        require(self, "sharding", self.sharding in SHARDINGS, " or ".join(f'"{name}"' for name in SHARDINGS))
+        sharded = self.sharding != "none"
+        require(
+            self, "mixed_precision", not (sharded and self.mixed_precision == "fp16"), '"no" or "bf16" with sharding'
+        )
+        divides = self.batch_size % self.accumulate == 0
+        require(self, "accumulate", divides, f"a divisor of batch_size={self.batch_size}")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, …, ``steps - 1``."""
+        warm = self.warmup * self.steps
+        rise = min(1.0, (step + 1) / (warm + 1))
+        return self.lr * rise * 0.5 * (1 + cos(pi * max(0.0, step + 1 - warm) / (self.steps + 1 - warm)))
+
+
+def require(config: TrainConfig, name: str, holds: bool, expected: str) -> None:
+    """Raise ``ValueError`` unless the condition on the field ``name`` holds."""
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {getattr(config, name)!r}")

@@ -1,0 +1,73 @@
+"""The processes of one run, and what they do as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+
+Result = TypeVar("Result")
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes what there is one of; asked once training has begun."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+class Processes:
+    """Those that were started together, by ``torchrun`` or ``accelerate launch``, or this one alone.
+
+    Args:
+        mixed_precision: as in ``TrainConfig``.
+        find_unused_parameters: as in ``train``.
+
+    Raises:
+        ValueError: accelerate was told to shard the model by itself.
+        RuntimeError: the processes that were started together found no way to talk to each other.
+    """
+
+    def __init__(self, mixed_precision: str = "no", find_unused_parameters: bool = False) -> None:
+        if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
+            AcceleratorState._reset_state()  # accelerate holds a process to the precision it first asked for
+        self.accelerator = Accelerator(
+            # Without this, processes that torchrun started where there are CPUs only would each train alone.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=mixed_precision,
+            # Given, since accelerate would otherwise take a number from its environment and divide by it once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        )
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise ValueError(f'accelerate must not shard by itself, got {kind.value}; sharding="fsdp" shards the model')
+        self.rank: int = self.accelerator.process_index
+        self.count: int = self.accelerator.num_processes
+        self.is_main = self.rank == 0
+        started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+        if started != self.count:
+            raise RuntimeError(f"{started} processes were started together, but accelerate connects {self.count}")
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """Run ``action`` on every process; where one fails, all raise, so that none is left waiting for the others.
+
+        Raises:
+            Exception: what ``action`` raised here. RuntimeError: it failed on another process only.
+        """
+        failure: Exception | None = None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        failed = self.accelerator.reduce(
+            torch.tensor(float(failure is not None), device=self.accelerator.device), "sum"
+        )
+        if failure is not None:
+            raise failure
+        if failed:
+            raise RuntimeError(f"{int(failed)} of {self.count} processes failed; theirs is the message that says why")
+        return result

@@ -1,0 +1,70 @@
+"""Batches of several inputs, in this process and from workers."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.weit.engine.scenarios import Halves, halves
+from weit.engine import Batches
+
+
+class Augmented(Halves):
+    """With noise drawn anew at every access."""
+
+    def __getitem__(self, index: int):
+        (upper, lower), label = super().__getitem__(index)
+        return (upper + torch.randn(()), lower), label
+
+
+@pytest.mark.parametrize("data", [Augmented(), DataLoader(Augmented(), num_workers=1)], ids=["items", "loader"])
+def test_workers_give_the_same_batches(data) -> None:
+    plain, fetched = Batches(Augmented(), 16, seed=3), Batches(data, 16, seed=3, workers=2)
+    for step, (inputs, targets) in enumerate(fetched.stream(2, 7), 2):
+        (upper, lower), expected = plain.batch(step)
+        assert isinstance(inputs, tuple)
+        assert torch.equal(inputs[0], upper)
+        assert torch.equal(inputs[1], lower)
+        assert torch.equal(targets, expected)
+
+
+def test_processes_share_a_batch() -> None:
+    whole = Batches(Halves(), 16)
+    parts = [Batches(Halves(), 16, rank=rank, world=2) for rank in range(2)]
+    for step in (0, 3, 9):
+        together = [torch.cat(each) for each in zip(*(part.batch(step)[0] for part in parts), strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(whole.batch(step)[0], together, strict=True))
+
+
+def test_a_model_of_several_inputs_learns_the_same_in_parts_and_from_workers() -> None:
+    model, history = halves()
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+    again, _ = halves(accumulate=4, workers=2)
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+class NotPairs(Halves):
+    def __init__(self, item) -> None:
+        super().__init__()
+        self.item = item
+
+    def __getitem__(self, index: int):
+        return self.item
+
+
+X, Y = torch.zeros(1, 4), torch.tensor(0)
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        (((X, X),), TypeError, "pairs of tensors"),
+        (((), Y), TypeError, "pairs of tensors"),
+        (((X, {"x": X}), Y), TypeError, r"pairs of tensors .*dict"),
+        (((X, X / 0), Y), ValueError, "inputs must be finite"),
+        (((X, X.to(torch.uint8)), Y), TypeError, "inputs must be floating"),
+    ],
+)
+def test_items_of_another_kind_are_refused(item, error, message) -> None:
+    with pytest.raises(error, match=message):
+        Batches(NotPairs(item), 4)
