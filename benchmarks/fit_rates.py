@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from weit_kernels.paths import PATHS
+from benchmarks.plan_accuracy import kernel
 from weit_kernels.paths.blocks import Cost
+from weit_kernels.plan import Request, work
 from weit_kernels.rates import CPU, Rates
 from weit_kernels.shapes import KronShape
 
@@ -34,19 +35,20 @@ def main() -> None:
     parser.add_argument("timings", type=Path)
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
-    itemsize = getattr(torch, args.dtype).itemsize
+    dtype = getattr(torch, args.dtype)
 
     rows = json.loads(args.timings.read_text())
     names = list(rows[0]["seconds"])
     backends = [name.rpartition(" ")[2] for name in names]
-    costs = [[_costs(row, name.partition(" ")[0], itemsize) for name in names] for row in rows]
+    pairs = list(zip(names, backends, strict=True))
+    costs = [[_costs(row, name.partition(" ")[0], backend, dtype) for name, backend in pairs] for row in rows]
     actual = np.log([[row["seconds"][name] for name in names] for row in rows])
 
     def predict(thetas: Thetas) -> np.ndarray:
         rates = {b: Rates("fit", **dict(zip(NAMES, np.exp(theta), strict=True))) for b, theta in thetas.items()}
         return np.log(
             [
-                [sum(rates[b].seconds(c, itemsize) for c in path) for b, path in zip(backends, row, strict=True)]
+                [sum(rates[b].seconds(c, dtype.itemsize) for c in path) for b, path in zip(backends, row, strict=True)]
                 for row in costs
             ]
         )
@@ -78,11 +80,12 @@ def main() -> None:
         print(f"{lost[i]:.2f}x {names[picked[i]]} {rows[i]}")
 
 
-def _costs(row: dict[str, Any], path: str, itemsize: int) -> list[Cost]:
-    s = row["shape"]
-    shape = KronShape(s["N"], s["m"], s["n"], s["p"], s["q"], s["m"] * s["p"], s["n"] * s["q"])
+def _costs(row: dict[str, Any], path: str, backend: str, dtype: torch.dtype) -> list[Cost]:
+    s, taps = row["shape"], kernel(row["shape"])
+    shape = KronShape(s["N"], s["m"], s["n"], s["p"], s["q"], s["m"] * s["p"], s["n"] * s["q"], kernel=taps)
+    request = Request(shape, s["M"], dtype, torch.device("cpu"), row["train"])
     phases = ("forward", "backward") if row["train"] else ("forward",)
-    return [PATHS[path].cost(shape, s["M"], phase, itemsize, "cpu") for phase in phases]
+    return [work(request, path, backend, phase) for phase in phases]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How often ``weit_kernels.plan`` picks the fastest path and backend on random shapes, and what a wrong choice costs.
 
-    python -m benchmarks.plan_accuracy [--shapes 60] [--seed 1] [--threads 2] [--work 34] [--save timings.json]
+    python -m benchmarks.plan_accuracy [--shapes 60] [--seed 1] [--threads 2] [--work 34] [--conv] [--save timings.json]
 
 Whatever can run is forced in turn, interleaved; the fastest of several rounds counts, since what disturbs a round only
 adds to it. ``benchmarks.fit_rates`` reads what ``--save`` writes.
@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -21,6 +22,24 @@ import weit_kernels
 from weit_kernels.backends import pairs, why_not
 
 Shape = dict[str, int]
+
+
+def random_convs(count: int, seed: int, most_work: int) -> list[Shape]:
+    """Convolutions of small images with 1, 9 or 25 taps; ``M`` counts pixels."""
+    rng = random.Random(seed)
+
+    def draw(low: int, high: int) -> int:
+        return round(low * (high / low) ** rng.random())
+
+    shapes: list[Shape] = []
+    while len(shapes) < count:
+        shape = {"kernel": rng.choice((1, 3, 3, 5)), "B": draw(1, 8), "H": draw(7, 56), "N": draw(1, 16)}
+        shape |= {"m": draw(1, 16), "n": draw(1, 16), "p": draw(8, 128), "q": draw(8, 128)}
+        shape["M"] = shape["B"] * shape["H"] ** 2
+        weights = shape["m"] * shape["p"] * shape["n"] * shape["q"] * shape["kernel"] ** 2
+        if 2**12 <= weights <= 2**22 and shape["M"] * weights <= most_work:
+            shapes.append(shape)
+    return shapes
 
 
 def random_shapes(count: int, seed: int, most_work: int) -> list[Shape]:
@@ -38,6 +57,11 @@ def random_shapes(count: int, seed: int, most_work: int) -> list[Shape]:
         if 2**16 <= weights <= 2**24 and shape["M"] * weights <= most_work:
             shapes.append(shape)
     return shapes
+
+
+def kernel(shape: Shape) -> tuple[int, ...]:
+    """Taps of a convolution, none of a linear layer."""
+    return (shape["kernel"],) * 2 if "kernel" in shape else ()
 
 
 def interleaved(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -59,20 +83,24 @@ def interleaved(functions: dict[str, Callable[[], object]], seconds: float) -> d
 def measure(shape: Shape, train: bool, seconds: float, dtype: torch.dtype) -> dict[str, float]:
     """Seconds of each path on each backend for one shape."""
     M, N, m, n, p, q = (shape[key] for key in ("M", "N", "m", "n", "p", "q"))
-    x, T, S = (torch.randn(size, dtype=dtype) for size in ((M, n * q), (N, p, q), (N, m, n)))
-    dy = torch.randn(M, m * p, dtype=dtype)
+    taps = kernel(shape)
+    rows = (shape["B"], n * q, shape["H"], shape["H"]) if taps else (M, n * q)
+    x, T, S = (torch.randn(size, dtype=dtype) for size in (rows, (N, p, q, *taps), (N, m, n)))
+    dy = torch.randn(rows[0], m * p, *rows[2:], dtype=dtype)
     for tensor in (x, T, S):
         tensor.requires_grad_(train)
+    layer = partial(weit_kernels.kron_conv2d, padding=taps[0] // 2) if taps else weit_kernels.kron_linear
 
     def run(path: str, backend: str) -> Callable[[], object]:
         def step() -> None:
-            y = weit_kernels.kron_linear(x, T, S, path=path, backend=backend)
+            y = layer(x, T, S, path=path, backend=backend)
             if train:
                 torch.autograd.grad(y, (x, T, S), dy)
 
         return step
 
-    able = [(path, backend) for path, backend in pairs() if not why_not(path, backend, "cpu", dtype)]
+    form = {"kernel": taps, "pointwise": taps == (1, 1), "unit_stride": True}
+    able = [(path, backend) for path, backend in pairs() if not why_not(path, backend, "cpu", dtype, **form)]
     return interleaved({f"{path} on {backend}": run(path, backend) for path, backend in able}, seconds)
 
 
@@ -85,16 +113,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
     parser.add_argument("--work", type=int, default=34, help="most multiply-adds of the dense layer, as a power of two")
+    parser.add_argument("--conv", action="store_true", help="convolutions instead of linear layers")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
 
     rows = []
-    for shape in random_shapes(args.shapes, args.seed, 2**args.work):
+    shapes = random_convs if args.conv else random_shapes
+    for shape in shapes(args.shapes, args.seed, 2**args.work):
         for train in (False, True):
             times = measure(shape, train, args.seconds, dtype)
-            scalers, templates = (shape["N"], shape["m"], shape["n"]), (shape["p"], shape["q"])
+            scalers, templates = (
+                (shape["N"], shape["m"], shape["n"]),
+                (shape["N"], shape["p"], shape["q"], *kernel(shape)),
+            )
             plan = weit_kernels.plan(shape["M"], scalers, templates, dtype, "cpu", needs_grad=train)
             picked = f"{plan.path} on {plan.backend}"
             rows.append({"shape": shape, "train": train, "seconds": times, "picked": picked})

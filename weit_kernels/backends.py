@@ -37,15 +37,17 @@ def why_not(
     kernel: tuple[int, ...] = (),
     groups: int = 1,
     pointwise: bool = True,
+    unit_stride: bool = False,
 ) -> str:
     """Why a path cannot run on a backend; empty if it can.
 
-    ``pointwise`` says of a convolution whose ``kernel`` has one tap that its stride is 1 and its padding 0.
+    ``pointwise`` says of a convolution whose ``kernel`` has one tap that its stride is 1 and its padding 0,
+    ``unit_stride`` of any that it is known to move by one.
     """
     if groups > 1 and path != "panel":
         return f"groups={groups}: rows of the weight meet different inputs, which only panel handles"
     if backend == "cpp":
-        return _why_not_cpp(path, device_type, dtype, kernel, groups, pointwise)
+        return _why_not_cpp(path, device_type, dtype, kernel, pointwise, unit_stride)
     if backend == "triton":
         return _why_not_triton(path, device_type, dtype, kernel, pointwise)
     if backend == "cuda":
@@ -66,7 +68,7 @@ def _why_not_triton(path: str, device_type: str, dtype: torch.dtype, kernel: tup
 
 
 def _why_not_cpp(
-    path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], groups: int, pointwise: bool
+    path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool, unit_stride: bool
 ) -> str:
     if device_type != "cpu":
         return f"the compiled kernels are for CPUs, the tensors are on {device_type}"
@@ -77,9 +79,9 @@ def _why_not_cpp(
         return reason
     if path not in cpp.PATHS:
         return f"{path} has no compiled kernels"
-    if not _is_product(kernel, pointwise):
-        return "the compiled kernels are matrix products: one tap, stride 1 and no padding"
-    return cpp.supports(path, dtype, kernel, groups)
+    if not _is_product(kernel, pointwise) and not (unit_stride and len(kernel) == 2):
+        return "the compiled kernels take convolutions of two axes and stride 1, or of one tap without padding"
+    return cpp.supports(dtype)
 
 
 def _why_not_cuda(path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool) -> str:
@@ -121,13 +123,14 @@ def require_runnable(
     kernel: tuple[int, ...] = (),
     groups: int = 1,
     pointwise: bool = True,
+    unit_stride: bool = False,
 ) -> None:
     """Raise ``ValueError`` for unknown names and ``RuntimeError`` for a path or backend that cannot run."""
     if path == "auto" and backend == "auto":
         return
     check_choice("path", path, PATH_NAMES)
     check_choice("backend", backend, BACKENDS)
-    sizes = {"kernel": kernel, "groups": groups, "pointwise": pointwise}
+    sizes = {"kernel": kernel, "groups": groups, "pointwise": pointwise, "unit_stride": unit_stride}
     reasons = {(p, b): why_not(p, b, device_type, dtype, **sizes) for p, b in pairs()}  # type: ignore[arg-type]
     asked = [why for (p, b), why in reasons.items() if path in ("auto", p) and backend in ("auto", b)]
     if all(asked):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from weit_kernels.paths.pointwise import conv_functions
+from weit_kernels.paths.convolution import ConvArgs
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -33,8 +33,8 @@ def why_not() -> str:
     return _reason
 
 
-def supports(path: str, dtype: torch.dtype, kernel: tuple[int, ...], groups: int) -> str:
-    """Why the kernels cannot compute a path; empty if they can."""
+def supports(dtype: torch.dtype) -> str:
+    """Why the kernels cannot compute in a dtype; empty if they can."""
     return "" if dtype in DTYPES else f"the compiled kernels take float32, float64 and bfloat16, not {dtype}"
 
 
@@ -45,12 +45,41 @@ def _path(scalers_first: bool) -> SimpleNamespace:
         return torch.ops.weit_cpp.chain.default(x, T, S, bias, out, scalers_first)
 
     def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
-        grads = torch.ops.weit_cpp.chain_backward.default(dy, x, T, S, need, scalers_first)
-        dx, dT, dS = (grad if wanted else None for grad, wanted in zip(grads, need, strict=True))
-        return dx, dT, dS
+        return _wanted(torch.ops.weit_cpp.chain_backward.default(dy, x, T, S, need, scalers_first), need)
 
-    conv, conv_backward = conv_functions(linear, linear_backward)
+    def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: ConvArgs) -> Tensor:
+        """``x (B, in, *spatial)`` → ``(B, out, *spatial')``; what ``backends.why_not`` lets through."""
+        size = args.output_size(x.shape[2:], T.shape[3:])
+        y = torch.ops.weit_cpp.conv.default(_images(x), _taps(T), S, bias, out, *_axes(args), scalers_first)
+        return y.view(x.shape[0], out, *size)
+
+    def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], args: ConvArgs) -> Grads:
+        """``dy (B, out, *spatial')``, ``x (B, in, *spatial)`` → gradients of ``x``, ``T`` and ``S``."""
+        operands = (_images(dy), _images(x), _taps(T), S)
+        grads = torch.ops.weit_cpp.conv_backward.default(*operands, need, *_axes(args), scalers_first)
+        dx, dT, dS = _wanted(grads, need)
+        return None if dx is None else dx.view(x.shape), None if dT is None else dT.view(T.shape), dS
+
     return SimpleNamespace(linear=linear, linear_backward=linear_backward, conv=conv, conv_backward=conv_backward)
+
+
+def _wanted(grads: tuple[Tensor, ...], need: list[bool]) -> Grads:
+    dx, dT, dS = (grad if wanted else None for grad, wanted in zip(grads, need, strict=True))
+    return dx, dT, dS
+
+
+def _images(maps: Tensor) -> Tensor:
+    """Maps of two axes: of any other number, which only convolutions of one tap have, all pixels in one line."""
+    return maps if maps.dim() == 4 else maps.flatten(2).unsqueeze(2)
+
+
+def _taps(T: Tensor) -> Tensor:
+    return T if T.dim() == 5 else T.flatten(3).unsqueeze(3)
+
+
+def _axes(args: ConvArgs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Padding and dilation of two axes."""
+    return (args.padding, args.dilation) if len(args.padding) == 2 else ((0, 0), (1, 1))
 
 
 PATHS = {"templates_first": _path(False), "scalers_first": _path(True)}

@@ -31,6 +31,7 @@ class Request:
     backend: str = "auto"
     groups: int = 1
     pointwise: bool = True
+    unit_stride: bool = False
 
     @property
     def forced(self) -> bool:
@@ -135,7 +136,7 @@ def plan(
     path: str = "auto",
     backend: str = "auto",
 ) -> Plan:
-    """How ``kron_linear`` would compute ``M`` rows, and why.
+    """How ``kron_linear``, or a convolution of stride 1, would compute ``M`` rows, and why.
 
     Args:
         M: product of the leading dimensions of ``x`` (for a convolution, batch times output pixels).
@@ -165,8 +166,8 @@ def plan(
     shape = KronShape(N, m, n, p, q, m * p, n * q, LAYOUTS[0], tuple(kernel))
     where = torch.device(device)
     pointwise = all(taps == 1 for taps in kernel)
-    require_runnable(path, backend, where.type, dtype, kernel=shape.kernel, pointwise=pointwise)
-    return choose(Request(shape, M, dtype, where, needs_grad, path, backend, pointwise=pointwise))
+    require_runnable(path, backend, where.type, dtype, kernel=shape.kernel, pointwise=pointwise, unit_stride=True)
+    return choose(Request(shape, M, dtype, where, needs_grad, path, backend, pointwise=pointwise, unit_stride=True))
 
 
 def choose(request: Request) -> Plan:
@@ -217,10 +218,23 @@ def cost(request: Request, path: str, phase: str) -> Cost:
     return Cost([tiles, product, *panel.products[2:]], panel.copied, panel.blocks, panel.workspace)
 
 
+def work(request: Request, path: str, backend: str, phase: str) -> Cost:
+    """What one phase takes time for: the cost, and in compiled convolutions the zeros that fill panels of templates.
+
+    A linear layer has them too, but there the rates were fitted without, and the products are as narrow in plain torch.
+    """
+    s = request.shape
+    if backend == "cpp" and s.kernel:
+        width = 64 // max(4, request.dtype.itemsize)
+        request = replace(request, shape=replace(s, p=-(-s.p // width) * width, q=-(-s.q // width) * width))
+    return cost(request, path, phase)
+
+
 def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
     """Every path on every backend, the fastest by prediction first, and the name of the rates."""
     # May change: a GPU is measured as soon as it may be.
-    plain, compiled = (rates_for(request.device, request.dtype, backend) for backend in ("torch", "cpp"))
+    conv = bool(request.shape.kernel)
+    plain, compiled = (rates_for(request.device, request.dtype, backend, conv) for backend in ("torch", "cpp"))
     return _estimates(request, plain, compiled), plain.name
 
 
@@ -228,9 +242,8 @@ def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
 def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuRates) -> tuple[Candidate, ...]:
     r, found = request, []
     for path, backend in pairs():
-        reason = why_not(
-            path, backend, r.device.type, r.dtype, kernel=r.shape.kernel, groups=r.groups, pointwise=r.pointwise
-        )
+        form = {"groups": r.groups, "pointwise": r.pointwise, "unit_stride": r.unit_stride}
+        reason = why_not(path, backend, r.device.type, r.dtype, kernel=r.shape.kernel, **form)  # type: ignore[arg-type]
         if reason:
             found.append(Candidate(path, backend, reason=reason))
             continue
@@ -249,8 +262,8 @@ def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuR
                     _workspace(c, path, backend, phase) for c, phase in zip(costs, phases, strict=True)
                 ),
                 seconds=sum(
-                    rates.seconds(c, r.dtype.itemsize, _fused(path, backend, phase), times * compulsory)
-                    for c, phase, times in zip(costs, phases, (1, 2), strict=False)
+                    rates.seconds(work(r, path, backend, phase), r.dtype.itemsize, _fused(path, backend, phase), moved)
+                    for phase, moved in zip(phases, (compulsory, 2 * compulsory), strict=False)
                 ),
                 unproven=_unproven(backend, r),
             )
@@ -282,6 +295,4 @@ def _unproven(backend: str, request: Request) -> str:
         return "not timed here yet; the first call on the GPU does it unless WEIT_TUNE=0"
     if backend == "triton":
         return "Triton's interpreter is for tests: ask for backend='triton'"
-    if request.shape.kernel:
-        return "not timed on convolutions, whose maps are put in order for it; ask for backend='cpp'"
     return compiled_unproven(request.dtype)

@@ -2,14 +2,14 @@
 // result stays in this core's cache. See chain.h for the formulas, tiles.h for panels.
 #pragma once
 
-#include "chain.h"
-#include "pack.h"
+#include "factors.h"
 #include "sums.h"
+#include "tokens.h"
 
 namespace {
 
-using weit::ceil_div;
-using weit::Job;
+using weit::Lines;
+using weit::lines_of;
 using weit::Part;
 
 // Hands out aligned pieces of one buffer, null for none; without a buffer it only counts.
@@ -24,103 +24,47 @@ struct Scratch {
   }
 };
 
-// E: element of the caller's tensors. Op: how products multiply.
-//
-// With an Op that adds pairs of products (kPairs), panels hold 16-bit numbers and sums are 32-bit: what a second
-// product reads is rounded to 16 bits, as between two layers; where rows are its inner axis, two rows are interleaved.
-// Without, panels hold what is summed.
 template <class E, class Op>
-struct Chain {
-  using O = typename Op::Element;
-  using W = typename Op::Word;
-  using A = typename Op::Sum;
-  static constexpr int kWidth = 2 * Op::kLanes, kPack = Op::kPack;
-  static constexpr bool kPairs = kPack == 2;
-  static constexpr int64_t kSquare = kWidth * kWidth;
+struct Chain : Factors<E, Op> {
+  using Base = Factors<E, Op>;
+  using typename Base::A;
+  using typename Base::O;
+  using typename Base::W;
+  using Base::dx_panel, Base::even, Base::kPack, Base::kPairs, Base::kSquare, Base::kWidth, Base::pack_for_dx;
+  using Base::pack_for_Z, Base::word, Base::words, Base::z_panel, Base::z_rows;
   static constexpr int64_t kChain = 256;  // terms that a sum over tokens takes one after the other
-
-  static int64_t words(int64_t elements) { return (elements + kPack - 1) / kPack; }
-  static int64_t even(int64_t rows) { return words(rows) * kPack; }
-  static const W *word(const O *p) { return reinterpret_cast<const W *>(p); }
-
-  // T as Z reads it: [a panel][t][k][a in panel]. As dx reads it: [a panel][k panel][t][a in panel][k in panel].
-  static int64_t z_panel(const Job &job) { return job.N * even(job.q) * kWidth; }
-  static int64_t dx_panel(const Job &job) { return ceil_div(job.q, kWidth) * job.N * kSquare; }
-  static int64_t packed_Z_size(const Job &job) {
-    return ceil_div(job.p, kWidth) * z_panel(job) * int64_t(sizeof(O));
-  }
-  static int64_t packed_dx_size(const Job &job) {
-    return ceil_div(job.p, kWidth) * dx_panel(job) * int64_t(sizeof(O));
-  }
-
-  static void pack_for_Z(const Job &job, int64_t t, int64_t ap, O *to) {  // to: this panel, all t
-    const int64_t valid = clamp(job.p - ap * kWidth, kWidth);
-    const E *from = static_cast<const E *>(job.T) + t * job.p * job.q + ap * kWidth * job.T_a;
-    to += t * even(job.q) * kWidth;
-    if constexpr (kPairs)
-      pack_pairs<kWidth>(from, job.T_k, job.T_a, job.q, valid, to);
-    else
-      pack_panel<kWidth>(from, job.T_k, job.T_a, job.q, valid, to);
-  }
-
-  static void pack_for_dx(const Job &job, int64_t t, int64_t ap, int64_t kp, O *to) {  // to: this square
-    const int64_t rows = clamp(job.p - ap * kWidth, kWidth), valid = clamp(job.q - kp * kWidth, kWidth);
-    const E *from = static_cast<const E *>(job.T) + t * job.p * job.q + ap * kWidth * job.T_a + kp * kWidth * job.T_k;
-    if constexpr (kPairs)
-      pack_pairs<kWidth>(from, job.T_a, job.T_k, rows, valid, to);
-    else
-      pack_panel<kWidth>(from, job.T_a, job.T_k, rows, valid, to);
-  }
-
-  static void pack_T(const Job &job, int64_t t, int64_t ap) {
-    if (job.packed_Z) pack_for_Z(job, t, ap, static_cast<O *>(job.packed_Z) + ap * z_panel(job));
-    if (!job.packed_dx) return;
-    O *to = static_cast<O *>(job.packed_dx) + ap * dx_panel(job) + t * kSquare;
-    for (int64_t kp = 0; kp * kWidth < job.q; ++kp, to += job.N * kSquare) pack_for_dx(job, t, ap, kp, to);
-  }
-
-  // S as y reads it: [t][j][i], as V reads it: [i][t][j]; with pairs, two neighbours in j (in i) side by side.
-  static void pack_S(Job &job) {
-    O *mix = static_cast<O *>(job.S_mix), *unmix = static_cast<O *>(job.S_unmix);
-    const int64_t columns = job.N * job.n;
-    if (mix) memset(mix, 0, job.N * even(job.n) * job.m * sizeof(O));
-    if (unmix) memset(unmix, 0, columns * even(job.m) * sizeof(O));
-    for (int64_t t = 0; t < job.N; ++t) {
-      for (int64_t j = 0; j < job.n; ++j) {
-        const int64_t c = t * job.n + j, row = t * even(job.n) + j;
-        job.rows[c] = t * job.block * job.n + j;
-        for (int64_t i = 0; i < job.m; ++i) {
-          const E s = static_cast<const E *>(job.S)[t * job.m * job.n + i * job.S_i + j * job.S_j];
-          if (mix) narrow(s, mix[(row / kPack * job.m + i) * kPack + row % kPack]);
-          if (unmix) narrow(s, unmix[(i / kPack * columns + c) * kPack + i % kPack]);
-        }
-      }
-    }
-  }
 
   // What one block of tokens needs besides T.
   struct Room {
     O *x, *x_pairs, *v, *v_pairs, *z_pairs, *dy, *dy_pairs, *z, *local;
     A *dx, *sums;
+    int64_t *x_at, *v_at, *mix_at, *line_at;  // where stretches of products begin
     Room(Scratch &s, const Job &job, int64_t tokens) {
       const bool z_too = job.y || job.dS, v_too = job.dx || job.dT;
-      const int64_t rows = tokens * job.n, k_panels = ceil_div(job.q, kWidth);
-      x = s.take<O>(z_too || job.dT ? k_panels * rows * kWidth : 0);
-      x_pairs = s.take<O>(kPairs && job.dT ? k_panels * even(rows) * kWidth : 0);
-      v = s.take<O>(v_too ? job.N * rows * kWidth : 0);
-      v_pairs = s.take<O>(kPairs && job.dT ? even(rows) * kWidth : 0);
-      z = s.take<O>(job.dS || (z_too && !kPairs) ? job.N * rows * kWidth : 0);
+      const int64_t k_panels = ceil_div(job.q, kWidth), taps = matrices(job) / job.N;
+      const int64_t x_rows = weit::x_tokens(job, tokens) * job.n, dy_tokens = weit::dy_tokens(job, tokens);
+      const int64_t z_rows = dy_tokens * job.n;
+      x = s.take<O>(z_too || job.dT ? k_panels * x_rows * kWidth : 0);
+      x_pairs = s.take<O>(kPairs && job.dT ? k_panels * even(x_rows) * kWidth : 0);
+      v = s.take<O>(v_too ? job.N * z_rows * kWidth : 0);
+      v_pairs = s.take<O>(kPairs && job.dT ? even(z_rows) * kWidth : 0);
+      z = s.take<O>(job.dS || (z_too && !kPairs) ? job.N * z_rows * kWidth : 0);
       z_pairs = s.take<O>(kPairs && job.y ? job.N * tokens * even(job.n) * kWidth : 0);
-      dy = s.take<O>(v_too || job.dS ? tokens * job.m * kWidth : 0);
+      dy = s.take<O>(v_too || job.dS ? dy_tokens * job.m * kWidth : 0);
       dy_pairs = s.take<O>(kPairs && v_too ? even(job.m) * kWidth : 0);
-      dx = s.take<A>(job.dx ? k_panels * rows * kWidth : 0);
-      int64_t most = kPairs && z_too ? rows : 0;  // rows of sums on their way to where they are wanted
-      if (job.y && job.m > most) most = job.m;
+      dx = s.take<A>(job.dx ? k_panels * tokens * job.n * kWidth : 0);
+      int64_t most = kPairs && z_too ? z_rows : 0;  // rows of sums on their way to where they are wanted
+      const int64_t mixed = job.y ? mixed_together(job) * job.m : 0;
+      if (mixed > most) most = mixed;
       if (kPairs && v_too && job.N * job.n > most) most = job.N * job.n;
       sums = s.take<A>(most * kWidth);
       const bool pack_Z = z_too && !job.packed_Z, pack_dx = job.dx && !job.packed_dx;
-      const int64_t for_Z = pack_Z ? z_panel(job) : 0, for_dx = pack_dx ? job.N * kSquare : 0;
+      const int64_t for_Z = pack_Z ? z_panel(job) : 0, for_dx = pack_dx ? matrices(job) * kSquare : 0;
       local = s.take<O>(for_Z > for_dx ? for_Z : for_dx);  // one after the other
+      x_at = s.take<int64_t>(taps * k_panels);
+      v_at = s.take<int64_t>(matrices(job));
+      mix_at = s.take<int64_t>(job.N);
+      line_at = s.take<int64_t>(lines_of(job, tokens).count);
     }
   };
 
@@ -130,44 +74,68 @@ struct Chain {
     return count.used;
   }
 
-  static void pack_x(const Job &job, int64_t b0, int64_t tokens, Room &room) {
-    const E *from = static_cast<const E *>(job.x) + b0 * job.in;
-    const int64_t stride = job.block * job.n * kWidth, k_panels = ceil_div(job.q, kWidth), rows = tokens * job.n;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t b = r / job.n, j = r % job.n, valid = clamp(job.in - j * job.q, job.q);
-      const E *row = from + b * job.in + j * job.q;
-      for (int64_t kp = 0; kp < k_panels; ++kp) {
-        pack_row<kWidth>(row + kp * kWidth, clamp(valid - kp * kWidth, kWidth), room.x + kp * stride + r * kWidth);
-      }
+  static int64_t x_panel(const Job &job) { return weit::x_tokens(job, job.block) * job.n * kWidth; }
+  static int64_t z_panel_of_tokens(const Job &job) { return weit::dy_tokens(job, job.block) * job.n * kWidth; }
+
+  // Where a tap reads, counted from where the first one in order of position does.
+  static int64_t tap_offset(const Job &job, int64_t tap, bool backwards) {
+    const weit::Window &w = job.window;
+    int64_t line = tap / w.taps.width, column = tap % w.taps.width;
+    if (backwards) line = w.taps.height - 1 - line, column = w.taps.width - 1 - column;
+    const int64_t pitch = lines_of(job, job.block).pitch;
+    return (line * w.step.height * pitch + column * w.step.width) * job.n * kWidth;
+  }
+
+  static void find_stretches(const Job &job, const Room &room) {
+    const int64_t k_panels = ceil_div(job.q, kWidth), taps = matrices(job) / job.N;
+    const Lines lines = lines_of(job, job.block);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t kp = 0; kp < k_panels; ++kp)
+        room.x_at[tap * k_panels + kp] = words(tap_offset(job, tap, job.window.backwards) + kp * x_panel(job));
+      for (int64_t t = 0; t < job.N; ++t)
+        room.v_at[t * taps + tap] = words(t * z_panel_of_tokens(job) + tap_offset(job, tap, !job.window.backwards));
     }
+    for (int64_t t = 0; t < job.N; ++t) room.mix_at[t] = t * words(job.n) * job.m;
+    for (int64_t l = 0; l < lines.count; ++l) room.line_at[l] = words(l * lines.pitch * job.n * kWidth);
+  }
+
+  // Tokens whose y is made before it is stored: of maps a square of them and their features.
+  static int64_t mixed_together(const Job &job) { return job.maps ? kWidth : 1; }
+
+  static Split x_split(const Job &job) { return {job.n, job.q, job.in}; }
+  static Split dy_split(const Job &job) { return {job.m, job.p, job.out}; }
+
+  static void load_x(const Job &job, int64_t b0, int64_t tokens, const Room &room) {
+    const int64_t k_panels = ceil_div(job.q, kWidth), panel = x_panel(job);
+    if (job.windowed)
+      return load_around<kWidth, E>(job, job.x, x_split(job), b0, tokens, 0, k_panels, room.x, panel);
+    load_tokens<kWidth, E>(job, job.x, x_split(job), b0, tokens, 0, k_panels, room.x, panel);
     if constexpr (kPairs) {
       if (!job.dT) return;
+      const int64_t paired = even(job.block * job.n) * kWidth;
       for (int64_t kp = 0; kp < k_panels; ++kp)
-        pair_rows<kWidth>(room.x + kp * stride, rows, room.x_pairs + kp * even(job.block * job.n) * kWidth);
+        pair_rows<kWidth>(room.x + kp * panel, tokens * job.n, room.x_pairs + kp * paired);
     }
   }
 
-  static void pack_dy(const Job &job, int64_t b0, int64_t tokens, int64_t ap, O *to) {
-    const E *row = static_cast<const E *>(job.dy) + b0 * job.out + ap * kWidth;
-    for (int64_t b = 0; b < tokens; ++b, row += job.out) {
-      for (int64_t i = 0; i < job.m; ++i, to += kWidth) {
-        const int64_t first = i * job.p + ap * kWidth, last = (i + 1) * job.p < job.out ? (i + 1) * job.p : job.out;
-        pack_row<kWidth>(row + i * job.p, clamp(last - first, kWidth), to);
-      }
-    }
+  static void load_dy(const Job &job, int64_t b0, int64_t tokens, int64_t ap, const Room &room) {
+    const auto load = job.windowed && job.dx ? load_around<kWidth, E, O> : load_tokens<kWidth, E, O>;
+    load(job, job.dy, dy_split(job), b0, tokens, ap, ap + 1, room.dy, 0);
   }
 
   static void make_z(const Job &job, int64_t tokens, int64_t ap, const Room &room) {
     const O *packed = job.packed_Z ? static_cast<const O *>(job.packed_Z) + ap * z_panel(job) : room.local;
     if (!job.packed_Z) {
-      for (int64_t t = 0; t < job.N; ++t) pack_for_Z(job, t, ap, room.local);
+      for (int64_t u = 0; u < matrices(job); ++u) pack_for_Z(job, u, ap, room.local);
     }
-    const int64_t k_panels = ceil_div(job.q, kWidth), panel = job.block * job.n * kWidth;
-    const Stretches along{k_panels, words(kWidth), words(job.q - (k_panels - 1) * kWidth), words(kSquare)};
+    const int64_t k_panels = ceil_div(job.q, kWidth), taps = matrices(job) / job.N, panel = z_panel_of_tokens(job);
+    const int64_t last = words(z_rows(job) - (k_panels - 1) * kWidth);
+    const Stretches along{taps * k_panels, words(kWidth), last, words(kSquare), room.x_at};
+    const Lines lines = lines_of(job, tokens);
     for (int64_t t = 0; t < job.N; ++t) {
-      const W *T = word(packed + t * even(job.q) * kWidth);
+      const W *T = word(packed + t * taps * z_rows(job) * kWidth);
       if constexpr (kPairs) {
-        product<Op, false>(word(room.x), words(panel), T, along, room.sums, nullptr, tokens * job.n, false);
+        product<Op, false>(word(room.x), 0, T, along, room.sums, nullptr, tokens * job.n, false);
         for (int64_t r = 0; room.z && r < tokens * job.n; ++r)
           Op::narrow(room.sums + r * kWidth, room.z + t * panel + r * kWidth);
         for (int64_t b = 0; room.z_pairs && b < tokens; ++b) {
@@ -176,31 +144,34 @@ struct Chain {
             Op::narrow_pair(room.sums + (b * job.n + j) * kWidth, j + 1 < job.n, to);
         }
       } else {
-        product<Op, false>(word(room.x), words(panel), T, along, room.z + t * panel, nullptr, tokens * job.n, false);
+        for (int64_t l = 0; l < lines.count; ++l) {
+          O *z = room.z + t * panel + l * lines.length * job.n * kWidth;
+          product<Op, false>(room.x + room.line_at[l], 0, T, along, z, nullptr, lines.length * job.n, false);
+        }
       }
     }
   }
 
   static void mix_y(const Job &job, int64_t b0, int64_t tokens, int64_t ap, const Room &room) {
-    const int64_t token = even(job.n) * kWidth;
-    const Stretches down{job.N, words(job.n), words(job.n), words(job.block * token)};
-    const E *bias = static_cast<const E *>(job.y_bias);
+    const int64_t token = even(job.n) * kWidth, most = mixed_together(job);
+    const int64_t panel = kPairs ? job.block * token : z_panel_of_tokens(job);
+    const Stretches down{job.N, words(job.n), words(job.n), words(panel), room.mix_at};
     const O *S = static_cast<const O *>(job.S_mix), *z = kPairs ? room.z_pairs : room.z;
-    for (int64_t b = 0; b < tokens; ++b) {
-      product<Op, true>(word(S), job.m, word(z + b * token), down, room.sums, nullptr, job.m, false);
-      E *row = static_cast<E *>(job.y) + (b0 + b) * job.out;
-      for (int64_t i = 0; i < job.m; ++i) {
-        const int64_t at = i * job.p + ap * kWidth, last = (i + 1) * job.p < job.out ? (i + 1) * job.p : job.out;
-        store_row<kWidth>(room.sums + i * kWidth, bias ? bias + at : nullptr, clamp(last - at, kWidth), row + at);
+    for (int64_t b = 0; b < tokens; b += most) {
+      const int64_t count = clamp(tokens - b, most);
+      for (int64_t c = 0; c < count; ++c) {
+        A *sums = room.sums + c * job.m * kWidth;
+        product<Op, true>(word(S), job.m, word(z + (b + c) * token), down, sums, nullptr, job.m, false);
       }
+      store_tokens<kWidth, E>(job, room.sums, 0, dy_split(job), b0 + b, count, ap, ap + 1, job.y_bias, job.y);
     }
   }
 
   static void make_v(const Job &job, int64_t tokens, const Room &room) {
-    const int64_t columns = job.N * job.n;
-    const Stretches down{1, words(job.m), words(job.m), 0};
+    const int64_t columns = job.N * job.n, at = 0;
+    const Stretches down{1, words(job.m), words(job.m), 0, &at};
     const O *S = static_cast<const O *>(job.S_unmix);
-    for (int64_t b = 0; b < tokens; ++b) {
+    for (int64_t b = 0; b < weit::dy_tokens(job, tokens); ++b) {
       const O *dy = room.dy + b * job.m * kWidth;
       O *v = room.v + b * job.n * kWidth;
       if constexpr (kPairs) {
@@ -215,66 +186,68 @@ struct Chain {
 
   static void add_dx(const Job &job, const Part &part, int64_t tokens, int64_t ap, const Room &room) {
     const int64_t inner = words(clamp(job.p - ap * kWidth, kWidth)), panel = job.block * job.n * kWidth;
-    const Stretches along{job.N, inner, inner, words(kSquare)};
+    const Stretches along{matrices(job), inner, inner, words(kSquare), room.v_at};
+    const Lines lines = lines_of(job, tokens);
     for (int64_t kp = part.k0; kp < part.k1; ++kp) {
       const O *packed = room.local;
       if (job.packed_dx) {
-        packed = static_cast<const O *>(job.packed_dx) + ap * dx_panel(job) + kp * job.N * kSquare;
+        packed = static_cast<const O *>(job.packed_dx) + ap * dx_panel(job) + kp * matrices(job) * kSquare;
       } else {
-        for (int64_t t = 0; t < job.N; ++t) pack_for_dx(job, t, ap, kp, room.local + t * kSquare);
+        for (int64_t u = 0; u < matrices(job); ++u) pack_for_dx(job, u, ap, kp, room.local + u * kSquare);
       }
-      product<Op, false>(
-          word(room.v), words(panel), word(packed), along, room.dx + kp * panel, nullptr, tokens * job.n, ap > 0);
-    }
-  }
-
-  static void store_dx(const Job &job, const Part &part, int64_t b0, int64_t tokens, const Room &room) {
-    const E *bias = static_cast<const E *>(job.dx_bias);
-    const A *from = room.dx;
-    const int64_t stride = job.block * job.n * kWidth;
-    E *row = static_cast<E *>(job.dx) + b0 * job.in;
-    for (int64_t b = 0; b < tokens; ++b, row += job.in) {
-      for (int64_t j = 0; j < job.n; ++j, from += kWidth) {
-        const int64_t last = (j + 1) * job.q < job.in ? (j + 1) * job.q : job.in;
-        for (int64_t kp = part.k0; kp < part.k1; ++kp) {
-          const int64_t at = j * job.q + kp * kWidth;
-          store_row<kWidth>(from + kp * stride, bias ? bias + at : nullptr, clamp(last - at, kWidth), row + at);
-        }
+      A *dx = room.dx + kp * panel;
+      for (int64_t l = 0; l < lines.count; ++l, dx += lines.length * job.n * kWidth) {
+        const W *v = word(room.v) + room.line_at[l];
+        product<Op, false>(v, 0, word(packed), along, dx, nullptr, lines.length * job.n, ap > 0);
       }
     }
   }
 
-  // Accumulators of dT: [a panel][t][k][a in panel].
+  // Accumulators of dT: [a panel][matrix][k][a in panel].
   static void add_dT(const Job &job, A *total, int64_t tokens, int64_t ap, const Room &room) {
-    const int64_t rows = tokens * job.n, most = job.block * job.n;
+    const int64_t taps = matrices(job) / job.N, most = job.block * job.n;
+    const Lines lines = lines_of(job, tokens);
+    const int64_t row = lines.length * job.n, together = row < kChain ? kChain / row : 1;
+    A *to = total + ap * matrices(job) * job.q * kWidth;
     for (int64_t t = 0; t < job.N; ++t) {
       const O *v = room.v + t * most * kWidth, *x = room.x;
-      int64_t x_stride = most * kWidth;
+      int64_t x_stride = x_panel(job);
       if constexpr (kPairs) {
-        pair_rows<kWidth>(v, rows, room.v_pairs);
+        pair_rows<kWidth>(v, row, room.v_pairs);
         v = room.v_pairs, x = room.x_pairs, x_stride = even(most) * kWidth;
       }
-      A *to = total + (ap * job.N + t) * job.q * kWidth;
-      for (int64_t k = 0; k < job.q; k += kWidth, x += x_stride, to += kSquare)
-        for (int64_t r = 0; r < rows; r += kChain) {
-          const int64_t length = words(rows - r < kChain ? rows - r : kChain);
-          product<Op, true>(
-              word(x + r * kWidth), kWidth, word(v + r * kWidth), {1, length, length, 0}, to, nullptr,
-              clamp(job.q - k, kWidth), true);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const O *left = x + tap_offset(job, tap, job.window.backwards);
+        for (int64_t k = 0; k < job.q; k += kWidth, left += x_stride) {
+          const int64_t count = clamp(job.q - k, kWidth);
+          for (int64_t l = 0; l < lines.count; l += together) {
+            for (int64_t r = 0; r < row; r += kChain) {
+              const int64_t length = words(clamp(row - r, kChain));
+              const Stretches down{
+                  clamp(lines.count - l, together), length, length, words(row * kWidth), room.line_at + l};
+              const O *right = v + (l * row + r) * kWidth;
+              product<Op, true>(word(left + r * kWidth), kWidth, word(right), down, to, nullptr, count, true);
+            }
+          }
+          to += count * kWidth;
         }
+      }
     }
   }
 
   static void run(const Job &job, const Part &part) {
     Scratch scratch{static_cast<char *>(part.scratch)};
     Room room(scratch, job, job.block);
-    for (int64_t b = part.b0; b < part.b1; b += job.block) {
-      const int64_t tokens = part.b1 - b < job.block ? part.b1 - b : job.block;
-      if (room.x) pack_x(job, b, tokens, room);
+    find_stretches(job, room);
+    const int64_t image = weit::pixels(job.near);
+    for (int64_t b = part.b0, tokens; b < part.b1; b += tokens) {
+      tokens = clamp(part.b1 - b, job.block);
+      if (job.windowed) tokens = clamp(image - b % image, tokens);
+      if (room.x) load_x(job, b, tokens, room);
       for (int64_t ap = part.a0; ap < part.a1; ++ap) {
         if (job.y || job.dS) make_z(job, tokens, ap, room);
         if (job.y) mix_y(job, b, tokens, ap, room);
-        if (room.dy) pack_dy(job, b, tokens, ap, room.dy);
+        if (room.dy) load_dy(job, b, tokens, ap, room);
         if (job.dS) {
           dots<Op>(
               word(room.dy), job.m, word(room.z), job.rows, job.N * job.n, words(job.n * kWidth), tokens,
@@ -284,12 +257,16 @@ struct Chain {
         if (job.dx) add_dx(job, part, tokens, ap, room);
         if (job.dT) add_dT(job, static_cast<A *>(part.dT), tokens, ap, room);
       }
-      if (job.dx) store_dx(job, part, b, tokens, room);
+      if (job.dx) {
+        store_tokens<kWidth, E>(
+            job, room.dx + part.k0 * job.block * job.n * kWidth, job.block * job.n * kWidth, x_split(job), b, tokens,
+            part.k0, part.k1, job.dx_bias, job.dx);
+      }
     }
   }
 
   static constexpr weit::Kernels table() {
-    return {kWidth, sizeof(A), packed_Z_size, packed_dx_size, block_size, pack_S, pack_T, run,
+    return {kWidth, sizeof(A), Base::packed_Z_size, Base::packed_dx_size, block_size, Base::pack_S, Base::pack_T, run,
             finish_dT<E, A, kWidth>, finish_dS<E, A>};
   }
 };

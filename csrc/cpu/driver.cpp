@@ -75,6 +75,16 @@ const InstructionSet *&in_use() {
   return set;
 }
 
+// Those in use. Hardware that multiplies pairs of rows wants them side by side, which a window cannot give at every
+// offset: there bfloat16 is widened.
+const Kernels &kernels_of(const Job &job, Element element) {
+  const InstructionSet &set = *in_use();
+#ifdef __x86_64__
+  if (job.windowed && set.kernels == with_bf16) return avx512_kernels(element);
+#endif
+  return set.kernels(element);
+}
+
 // Bytes that one block of tokens may take: five eighths of a core's own cache, the rest is for the templates that
 // stream through it.
 int64_t block_bytes() {
@@ -87,6 +97,14 @@ int64_t block_bytes() {
     return std::clamp<int64_t>(cache > 0 ? cache : 1 << 20, 256 << 10, 2 << 20) * 5 / 8;
   }();
   return bytes;
+}
+
+// Lines of so many tokens that one block takes at the most.
+int64_t most_lines(const Job &job, const Kernels &kernels, int64_t line) {
+  constexpr int64_t kMany = 64;
+  const int64_t fixed = kernels.block_size(job, line);
+  const int64_t more = ceil_div(kernels.block_size(job, (kMany + 1) * line) - fixed, kMany);
+  return 1 + std::max<int64_t>(0, block_bytes() - fixed) / more;
 }
 
 struct Range {
@@ -124,28 +142,31 @@ void use_instruction_set(const std::string &name) {
 
 void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS) {
   thread_local Buffer packed, factors, sums;
-  const Kernels &kernels = in_use()->kernels(element);
+  const Kernels &kernels = kernels_of(job, element);
   const int64_t a_panels = ceil_div(job.p, kernels.width), k_panels = ceil_div(job.q, kernels.width);
+  const int64_t count = matrices(job);
   job.dT = dT != nullptr, job.dS = dS != nullptr;
   const bool reads_Z = job.y || job.dS, sums_up = job.dT || job.dS;
 
-  // Blocks: as many tokens as fit, the templates packed elsewhere.
+  // Blocks: as many tokens as fit, whole lines where there is a window, the templates packed elsewhere.
   job.packed_Z = reads_Z ? &job : nullptr;
   job.packed_dx = job.dx ? &job : nullptr;
-  const int64_t per_token = ceil_div(kernels.block_size(job, 64) - kernels.block_size(job, 0), 64);
-  const int64_t most = std::max<int64_t>(1, block_bytes() / per_token);
+  const int64_t line = job.windowed ? job.near.width : 1, lines = job.M / line;
+  const int64_t most = most_lines(job, kernels, line);
 
   const int64_t products = (reads_Z ? 1 : 0) + (job.dx ? 1 : 0) + (job.dT ? 1 : 0);
-  const int64_t work = job.M * job.n * job.q * job.N * job.p * std::max<int64_t>(1, products);
+  const int64_t work = job.M * job.n * job.q * count * job.p * std::max<int64_t>(1, products);
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(1, work / kLeastWork));
   // Few tokens: cores share out the result's columns, and each packs the templates that it needs where it needs them.
   const int64_t panels = job.y ? a_panels : k_panels;
-  const bool by_columns = !sums_up && job.M <= most && (threads == 1 || panels >= threads || job.M < threads);
-  int64_t parts = std::min(threads, job.M);
+  const bool few = lines <= most && (threads == 1 || panels >= threads || lines < threads);
+  const bool by_columns = few && !sums_up && !job.windowed;
+  int64_t parts = std::min(threads, lines);
   if (by_columns) parts = std::min(threads, panels);
-  if (sums_up && deterministic) parts = std::min(kFixedParts, job.M);
-  const int64_t longest = by_columns ? job.M : ceil_div(job.M, parts);
-  job.block = ceil_div(longest, ceil_div(longest, most));
+  if (sums_up && deterministic) parts = std::min(kFixedParts, lines);
+  const int64_t longest = by_columns ? lines : ceil_div(lines, parts);
+  const int64_t whole = job.windowed ? std::min(longest, job.near.height) : longest;
+  job.block = ceil_div(whole, ceil_div(whole, most)) * line;
 
   const int64_t S_size = ceil_div(job.N * (job.m + 1) * (job.n + 1) * kernels.sum_size, 64) * 64;  // pairs round up
   char *room = static_cast<char *>(factors.get(2 * S_size + job.N * job.n * int64_t(sizeof(int64_t))));
@@ -161,10 +182,10 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     char *templates = static_cast<char *>(packed.get(Z_size + (job.dx ? kernels.packed_dx_size(job) : 0)));
     job.packed_Z = reads_Z ? templates : nullptr;
     job.packed_dx = job.dx ? templates + Z_size : nullptr;
-    if (reads_Z || job.dx) parallel(job.N * a_panels, [&](int64_t i) { kernels.pack_T(job, i % job.N, i / job.N); });
+    if (reads_Z || job.dx) parallel(count * a_panels, [&](int64_t i) { kernels.pack_T(job, i % count, i / count); });
   }
 
-  const int64_t dT_size = job.dT ? a_panels * job.N * job.q * kernels.width * kernels.sum_size : 0;
+  const int64_t dT_size = job.dT ? a_panels * count * job.q * kernels.width * kernels.sum_size : 0;
   const int64_t dS_size = job.dS ? job.m * job.N * job.n * kernels.sum_size : 0;
   char *dT_sums = static_cast<char *>(sums.get(parts * (dT_size + dS_size)));
   char *dS_sums = dT_sums + parts * dT_size;
@@ -176,7 +197,7 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     } else if (by_columns) {
       part.k0 = share(k_panels, parts, i).begin, part.k1 = share(k_panels, parts, i).end;
     } else {
-      part.b0 = share(job.M, parts, i).begin, part.b1 = share(job.M, parts, i).end;
+      part.b0 = share(lines, parts, i).begin * line, part.b1 = share(lines, parts, i).end * line;
     }
     if (dT_size) std::memset(part.dT, 0, dT_size);
     if (dS_size) std::memset(part.dS, 0, dS_size);
@@ -184,8 +205,8 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     kernels.run(job, part);
   });
   if (dT) {
-    parallel(job.N * a_panels, [&](int64_t i) {
-      kernels.finish_dT(job, dT_sums, parts, i % job.N, i / job.N, dT);
+    parallel(count * a_panels, [&](int64_t i) {
+      kernels.finish_dT(job, dT_sums, parts, i % count, i / count, dT);
     });
   }
   if (dS) kernels.finish_dS(job, dS_sums, parts, dS);

@@ -36,7 +36,7 @@ inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value
 
 // One panel row of WIDTH columns from `valid` numbers in memory, zeros behind them.
 template <int WIDTH, class From, class To>
-inline void pack_row(const From *from, int64_t valid, To *to) {
+inline void pack_row(const From *__restrict from, int64_t valid, To *__restrict to) {
   if (valid == WIDTH) {
     for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
     return;
@@ -47,7 +47,7 @@ inline void pack_row(const From *from, int64_t valid, To *to) {
 
 // `valid` numbers of one panel row back to memory, with a bias where there is one.
 template <int WIDTH, class From, class To>
-inline void store_row(const From *from, const To *bias, int64_t valid, To *to) {
+inline void store_row(const From *__restrict from, const To *__restrict bias, int64_t valid, To *__restrict to) {
   if (valid == WIDTH && !bias) {
     for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
   } else if (valid == WIDTH) {
@@ -57,10 +57,35 @@ inline void store_row(const From *from, const To *bias, int64_t valid, To *to) {
   }
 }
 
+// The same where the row is of one feature, so that the bias is one number.
+template <int WIDTH, class From, class To>
+inline void store_line(const From *__restrict from, From bias, int64_t valid, To *__restrict to) {
+  if (valid == WIDTH) {
+    for (int c = 0; c < WIDTH; ++c) narrow(from[c] + bias, to[c]);
+  } else {
+    for (int64_t c = 0; c < valid; ++c) narrow(from[c] + bias, to[c]);
+  }
+}
+
+template <int BYTES>
+struct Bits;
+template <>
+struct Bits<2> {
+  using type = uint16_t;
+};
+template <>
+struct Bits<4> {
+  using type = uint32_t;
+};
+template <>
+struct Bits<8> {
+  using type = uint64_t;
+};
+
 // Four rows of four become four columns of four, in registers.
 template <class E>
 inline void transpose_4x4(const E *from, int64_t from_row, E *to, int64_t to_row) {
-  typedef E V __attribute__((vector_size(4 * sizeof(E))));
+  typedef typename Bits<sizeof(E)>::type V __attribute__((vector_size(4 * sizeof(E))));
   V r0, r1, r2, r3;
   memcpy(&r0, from, sizeof(V));
   memcpy(&r1, from + from_row, sizeof(V));
@@ -78,20 +103,25 @@ inline void transpose_4x4(const E *from, int64_t from_row, E *to, int64_t to_row
   memcpy(to + 3 * to_row, &r3, sizeof(V));
 }
 
+// to[c][r] = from[r][c].
+template <class E>
+inline void transpose(const E *from, int64_t from_row, int64_t rows, int64_t columns, E *to, int64_t to_row) {
+  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (int64_t r = 0; r < whole_rows; r += 4) {
+    for (int64_t c = 0; c < whole_columns; c += 4)
+      transpose_4x4(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
+  }
+}
+
 // A panel of `rows` rows whose columns are rows in memory, `column` apart: `valid` of them.
 template <int WIDTH, class E>
 inline void pack_transposed(const E *from, int64_t column, int64_t rows, int64_t valid, E *to) {
-  int64_t c = 0;
-  for (; c + 4 <= valid; c += 4) {
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) transpose_4x4(from + c * column + r, column, to + r * WIDTH + c, WIDTH);
-    for (; r < rows; ++r) {
-      for (int k = 0; k < 4; ++k) to[r * WIDTH + c + k] = from[(c + k) * column + r];
-    }
-  }
-  for (; c < WIDTH; ++c) {
-    for (int64_t r = 0; r < rows; ++r) to[r * WIDTH + c] = c < valid ? from[c * column + r] : E{};
-  }
+  transpose(from, column, valid, rows, to, WIDTH);
+  if (valid == WIDTH) return;
+  for (int64_t r = 0; r < rows; ++r) memset(to + r * WIDTH + valid, 0, (WIDTH - valid) * sizeof(E));
 }
 
 // A panel of any matrix, one stride of which is 1.

@@ -6,12 +6,12 @@
 
 namespace {
 
-// One template's rows of one panel, with the strides of T; the sums lie as [part][a panel][t][k][a in panel].
+// One matrix's rows of one panel, with the strides of T; the sums lie as [part][a panel][matrix][k][a in panel].
 template <class E, class A, int WIDTH>
 void finish_dT(const weit::Job &job, const void *sums, int64_t parts, int64_t t, int64_t ap, void *dT) {
-  const int64_t valid = clamp(job.p - ap * WIDTH, WIDTH);
-  const int64_t part = weit::ceil_div(job.p, WIDTH) * job.N * job.q * WIDTH;
-  const A *from = static_cast<const A *>(sums) + (ap * job.N + t) * job.q * WIDTH;
+  const int64_t valid = clamp(job.p - ap * WIDTH, WIDTH), count = weit::matrices(job);
+  const int64_t part = weit::ceil_div(job.p, WIDTH) * count * job.q * WIDTH;
+  const A *from = static_cast<const A *>(sums) + (ap * count + t) * job.q * WIDTH;
   E *to = static_cast<E *>(dT) + t * job.p * job.q + ap * WIDTH * job.T_a;
   for (int64_t k = 0; k < job.q; ++k, from += WIDTH, to += job.T_k) {
     for (int64_t a = 0; a < valid; ++a) {

@@ -58,31 +58,33 @@ inline void accumulate(
   }
 }
 
-// Where the right operand lies: `count` stretches of `length` panel rows, `stride` words apart, the last one shorter.
+// Where the inner axis lies: `count` stretches of `length` words, the last one shorter. In the left operand stretch i
+// begins at `at[i]`, in the right one, where a word is a panel row, they are `stride` words apart.
 struct Stretches {
   int64_t count, length, last, stride;
+  const int64_t *at;
 };
 
-// c[rows] (+)= A B with A in panels (one a stretch, `a_stride` words apart): the inner axis runs along A's columns.
+// c[rows] (+)= A B: the inner axis runs along A's columns.
 template <class Op, int ROWS>
 void along_tile(
-    const typename Op::Word *a, int64_t a_stride, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const typename Op::Word *a, int64_t, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
     const int64_t *rows, bool add) {
   typename Op::V sum[ROWS][2] = {};
   constexpr int64_t kRow = 2 * Op::kLanes / Op::kPack;
   for (int64_t i = 0; i < s.count; ++i)
-    accumulate<Op, ROWS>(sum, a + i * a_stride, kRow, 1, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
+    accumulate<Op, ROWS>(sum, a + s.at[i], kRow, 1, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
   store_tile<Op, ROWS>(sum, c, rows, add);
 }
 
-// c[rows] (+)= A^T B: the inner axis runs down A's rows, `a_stride` words apart, through all stretches.
+// c[rows] (+)= A^T B: the inner axis runs down A's rows, `a_row` words apart.
 template <class Op, int ROWS>
 void down_tile(
-    const typename Op::Word *a, int64_t a_stride, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
     const int64_t *rows, bool add) {
   typename Op::V sum[ROWS][2] = {};
-  for (int64_t i = 0; i < s.count; ++i, a += s.length * a_stride)
-    accumulate<Op, ROWS>(sum, a, 1, a_stride, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
+  for (int64_t i = 0; i < s.count; ++i)
+    accumulate<Op, ROWS>(sum, a + s.at[i], 1, a_row, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
   store_tile<Op, ROWS>(sum, c, rows, add);
 }
 
@@ -103,18 +105,19 @@ template <class Op, bool DOWN>
 constexpr Tiles<Op, DOWN, MAX_ROWS> kTiles{};
 
 // All rows of a product, in tiles of nearly equal height. `rows[r]` is the panel row of c where row r goes; null: r.
+// `a_row` is for products down A.
 template <class Op, bool DOWN>
 void product(
-    const typename Op::Word *a, int64_t a_stride, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
     const int64_t *rows, int64_t count, bool add) {
-  const int64_t a_row = DOWN ? 1 : 2 * Op::kLanes / Op::kPack;
+  const int64_t next = DOWN ? 1 : 2 * Op::kLanes / Op::kPack;
   for (int64_t r = 0, left = (count + MAX_ROWS - 1) / MAX_ROWS; left > 0; --left) {
     const int64_t height = (count - r + left - 1) / left;
     const auto tile = kTiles<Op, DOWN>.of[height];
     if (rows)
-      tile(a + r * a_row, a_stride, b, s, c, rows + r, add);
+      tile(a + r * next, a_row, b, s, c, rows + r, add);
     else
-      tile(a + r * a_row, a_stride, b, s, c + r * 2 * Op::kLanes, nullptr, add);
+      tile(a + r * next, a_row, b, s, c + r * 2 * Op::kLanes, nullptr, add);
     r += height;
   }
 }

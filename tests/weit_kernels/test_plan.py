@@ -64,6 +64,20 @@ def test_compiled_kernels_only_where_they_were_measured_and_win(
     assert plan(*few_operations, dtype, "cpu", backend="cpp").backend == "cpp"
 
 
+@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_compiled_convolutions_where_they_were_measured_and_win(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_operations, wasted_panels = (784, (2, 8, 8), (2, 64, 64, 3, 3)), (784, (8, 4, 4), (8, 17, 17, 3, 3))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert plan(*few_operations, dtype, "cpu").backend == "cpp"
+    if dtype == torch.float32:
+        assert plan(*wasted_panels, dtype, "cpu").backend == "torch"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEW")
+    assert plan(*few_operations, dtype, "cpu").backend == "torch"
+
+
 def test_picks_the_panel_where_no_order_saves_operations() -> None:
     chosen = plan(4096, (64, 8, 8), (64, 64), torch.float32, "cpu")
     assert chosen.path == "panel"
