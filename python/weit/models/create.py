@@ -8,9 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from weit.models import presets
+from weit.models.dit import DiT
+from weit.models.policy import MLPPolicy, TransformerPolicy
 from weit.models.vit import VisionTransformer
 
-_OWN: dict[str, Callable[..., nn.Module]] = {"vit": VisionTransformer}
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    "vit": VisionTransformer,
+    "dit": DiT,
+    "mlp": MLPPolicy,
+    "transformer": TransformerPolicy,
+}
 _PRESETS = {"resnet": presets.resnet, "convnext": presets.convnext}
 
 
@@ -18,9 +25,10 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     """A freshly initialised model.
 
     Args:
-        name: one of the package's own, ``"vit"``; ``"resnet"`` or ``"convnext"``, small ones of Hugging Face sized by width
-            and depth (``weit.models.presets``); ``"timm:<model>"`` (any name timm knows) or ``"hf:<model type>"`` (a
-            Hugging Face model type such as ``vit`` or ``resnet``, built from its configuration without a download).
+        name: one of the package's own, ``"vit"``, ``"dit"``, ``"mlp"`` and ``"transformer"``; ``"resnet"`` or
+            ``"convnext"``, small ones of Hugging Face sized by width and depth (``weit.models.presets``);
+            ``"timm:<model>"`` (any name timm knows) or ``"hf:<model type>"`` (a Hugging Face model type such as ``vit`` or
+            ``resnet``, built from its configuration without a download).
         **arguments: the model's own; image classifiers, images ``(B, in_chans, H, W)`` -> logits ``(B, num_classes)``,
             take ``img_size``, ``in_chans`` and ``num_classes``, whichever library they are from.
 

@@ -6,12 +6,34 @@ import re
 
 from torch import nn
 
-from weit.rules import hf_convnext, hf_resnet, hf_vit, timm_convnext, timm_resnet, timm_vit, weit_vit
+from weit.rules import (
+    diffusers_dit,
+    hf_convnext,
+    hf_resnet,
+    hf_vit,
+    timm_convnext,
+    timm_resnet,
+    timm_vit,
+    weit_dit,
+    weit_policy,
+    weit_vit,
+)
 from weit.rules.family import Family, Role, Rules
 
 __all__ = ["FAMILIES", "Family", "Role", "Rules", "find_rules"]
 
-_MODULES = (weit_vit, timm_vit, timm_resnet, timm_convnext, hf_vit, hf_resnet, hf_convnext)
+_MODULES = (
+    weit_dit,
+    weit_policy,
+    weit_vit,
+    timm_vit,
+    timm_resnet,
+    timm_convnext,
+    hf_vit,
+    hf_resnet,
+    hf_convnext,
+    diffusers_dit,
+)
 FAMILIES = tuple(family for module in _MODULES for family in module.FAMILIES)
 
 
