@@ -20,7 +20,8 @@ from weit.pretrain import PretrainConfig
 
 IMAGENET = {"img_size": 224, "in_chans": 3, "num_classes": 1000}
 LATENTS = {"img_size": 32, "in_chans": 4, "num_classes": 1000}
-ARGUMENTS: dict[str, dict[str, Any]] = {"folder": IMAGENET, "latents": LATENTS}
+HOPPER = {"obs_dim": 11, "act_dim": 3, "context": 8}
+ARGUMENTS: dict[str, dict[str, Any]] = {"folder": IMAGENET, "latents": LATENTS, "Hopper-v5": HOPPER}
 PROCESSES, RATE = 8, 100e12
 HEADINGS = (
     "recipe",
@@ -66,7 +67,7 @@ def row(name: str, file: Path) -> tuple[str, ...]:
         name, model, f"{p.dense_parameters / 1e6:.1f} M", f"{p.parameters / 1e6:.2f} M", f"{p.templates / 1e6:.2f} M",
         f"{p.state_bytes / 2**20:.0f} MiB", f"{p.saved_bytes / 2**20:.0f} MiB",
         f"{p.peak_bytes(PROCESSES, config) / 2**30:.1f} GiB", f"{p.flops / 1e12:.1f}", f"{p.steps:,}",
-        f"{p.hours(RATE, PROCESSES):.1f}",
+        f"{p.hours(RATE, PROCESSES):.2g}",
     )  # fmt: skip
 
 
