@@ -104,7 +104,8 @@ def train_cell(
     start: dict[str, Any],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train one model from one start: its learning curve, and what it scores on either split at the end.
+    """Train one model from one start: its learning curve, and what it scores on either split at the end, quickly on the
+    validation split, which only learning rates are chosen by.
 
     A model that was initialised before is at ``paths["start"]``, the trained one that a rival takes from at
     ``paths["source"]``; ``start`` says what went into them, and under ``"learn"`` the settings of a rival that learns.
@@ -125,7 +126,7 @@ def train_cell(
     try:
         train_dense(loaded, network, config, evaluate=evaluate, progress=False)
         seconds = time.perf_counter() - started
-        final = {split: loaded.evaluate(network, split) for split in ("validation", "test")}
+        final = {split: loaded.evaluate(network, split, quick=split != "test") for split in ("validation", "test")}
     except FloatingPointError:
         seconds = time.perf_counter() - started
         worst = min(curve) if metric.higher else max(curve)
