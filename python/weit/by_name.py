@@ -40,7 +40,7 @@ def pretrain_bank(
     """Pre-train a bank at ``size`` and the ``smaller`` sizes; ``run`` goes to ``pretrain`` (run_dir, resume, progress).
 
     ``bank.source.config`` tells how to build the model again and what the pre-training cost: ``{"model", "arguments",
-    "family", "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at.
+    "smaller", "family", "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at.
     """
     big, *small = (build(task, model, each, config.seed) for each in (size, *smaller))
 
@@ -56,6 +56,7 @@ def pretrain_bank(
     bank.source.config = {
         "model": model,
         "arguments": task.arguments(model, size),
+        "smaller": list(smaller),
         "family": task.family,
         "data": task.name,
         "training_flops": config.batch_size * sum(prices[index] for index in drawn),

@@ -101,8 +101,8 @@ def pretrain(
     2015, "Distilling the knowledge in a neural network".
     """
     config = config or PretrainConfig()
-    Batches(data, config.batch_size)  # checks it, while the model is still as it was
     with own_randomness(config.seed):
+        Batches(data, config.batch_size)  # checks it, while the model is still as it was
         bank = _kronified(model, bank, config, rules)
         elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
     train(

@@ -19,8 +19,8 @@ class DataFlags:
 
     Args:
         family: classification, generation or control.
-        data: of that family: digits or fashion-mnist, or for your own images folder or hf-dataset; an environment such as
-            Hopper-v5 for control.
+        data: of that family: digits or fashion-mnist, or for your own images folder or hf-dataset; latents for generation
+            from a file of your own; an environment such as Hopper-v5 for control.
         root: folder or file of the data, if it is not in the usual place. Of your own images: CLASS/*.jpg, or that in each
             of train, validation and test; a data set that was saved to disk for hf-dataset.
         image_size: side that your own images are brought to; 64 if not given.

@@ -63,7 +63,8 @@ class CompareConfig:
         small_size: of the small model; ligo and bert2bert serve targets that are no smaller.
         pretrain_steps: of bank, source and small model alike.
         pretrain_lr: learning rate of the bank's pre-training.
-        source_lr: learning rate of source and small model.
+        source_lr: learning rate of source and small model, and of what tleg and distillation learn before step 0.
+        ligo_lr: learning rate of ligo's operators.
         workers: processes, of one thread each; 0 for the number of cores.
 
     Raises:
@@ -98,6 +99,7 @@ class CompareConfig:
     pretrain_steps: int = 600
     pretrain_lr: float = 4e-3
     source_lr: float = 2e-3
+    ligo_lr: float = 5e-3
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class CompareConfig:
             values = getattr(self, name)
             require(len(values) == len(set(values)), name, "a list without repetitions", values)
         require(all(0 < lr and isfinite(lr) for lr in self.lrs), "lrs", "positive", self.lrs)
-        for name in ("fit_lr", "pretrain_lr", "source_lr"):
+        for name in ("fit_lr", "pretrain_lr", "source_lr", "ligo_lr"):
             require(0 < getattr(self, name) and isfinite(getattr(self, name)), name, "positive", getattr(self, name))
         if self.rivals == [ALL]:
             object.__setattr__(self, "rivals", list(RIVAL_NAMES))

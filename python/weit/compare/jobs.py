@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -104,36 +105,43 @@ def train_cell(
     start: dict[str, Any],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train one model from one start: its learning curve, and what it scores on either split at the end, quickly on the
-    validation split, which only learning rates are chosen by.
+    """Train one model from one start: its learning curve, measured quickly on the test split; and what it scores at the
+    end, quickly on the validation split, which only learning rates are chosen by, and in full on the test split.
 
     A model that was initialised before is at ``paths["start"]``, the trained one that a rival takes from at
     ``paths["source"]``; ``start`` says what went into them, and under ``"learn"`` the settings of a rival that learns.
-    A run whose loss becomes infinite ends with the worst score that it had on the way: too high a learning rate is an
-    answer, and must not end the comparison.
+    A run whose loss or score becomes infinite ends with the worst score that it had on the way: too high a learning rate
+    is an answer, and must not end the comparison.
     """
     loaded, config = _load(**task), TrainConfig(**settings)
     metric, progress = loaded.metrics[0], _Ticks(report, config)
     network = _started(loaded, paths, model, size, initializer, start, config.seed)
-    curve = [loaded.evaluate(network, "test", quick=True)[metric.name]]
 
-    def evaluate(network: nn.Module) -> dict[str, float]:
-        curve.append(loaded.evaluate(network, "test", quick=True)[metric.name])
+    def scores(split: str, quick: bool = True) -> dict[str, float]:
+        found = loaded.evaluate(network, split, quick=quick)
+        if not all(map(isfinite, found.values())):
+            raise FloatingPointError(f"{split} scores became {found}")
+        return found
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        curve.append(scores("test")[metric.name])
         return progress()
+
+    curve = [scores("test")[metric.name]]
 
     steps = [*range(0, config.steps, config.evaluate_every), config.steps]
     started = time.perf_counter()
     try:
         train_dense(loaded, network, config, evaluate=evaluate, progress=False)
         seconds = time.perf_counter() - started
-        final = {split: loaded.evaluate(network, split, quick=split != "test") for split in ("validation", "test")}
+        final = {"validation": scores("validation"), "test": scores("test", quick=False)}
     except FloatingPointError:
         seconds = time.perf_counter() - started
         worst = min(curve) if metric.higher else max(curve)
         curve += [worst] * (len(steps) - len(curve))
         final = {split: {metric.name: worst} for split in ("validation", "test")}
     return {
-        "curve": list(zip(steps, [*curve[:-1], final["test"][metric.name]], strict=True)),
+        "curve": list(zip(steps, curve, strict=True)),
         **final,
         "seconds": seconds,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),

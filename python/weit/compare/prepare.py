@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from weit.bank import TemplateBank
 from weit.by_name import digest
 from weit.compare import jobs
@@ -28,16 +30,19 @@ class Origin:
         seconds: of the job that made it, if one did.
         network: the dense model; ``None`` for a bank.
         answer_flops: of the dense model's forward pass for one item.
-        arguments: of the model behind it.
+        model, arguments: of ``create_model``, for the model behind it.
+        smaller: the other sizes that a bank's pre-training ran at.
     """
 
     folder: Path
     digest: str
     flops: float
     seconds: float | None
-    network: Any
+    network: nn.Module | None
     answer_flops: float
+    model: str
     arguments: dict[str, Any]
+    smaller: tuple[Size, ...] = ()
 
 
 def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[str, Origin]:
@@ -48,6 +53,8 @@ def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[s
     """
     needed = [BANK, *(kind for kind in (SOURCE, SMALL) if kind in {SOURCES.get(name) for name in config.rivals})]
     given = {kind: _read(kind, folder) for kind in needed if (folder := getattr(config, kind)) is not None}
+    for kind, origin in given.items():
+        _check_family(kind, origin, task, model)
     missing = {kind: _job(kind, config, task, model) for kind in needed if kind not in given}
     made = pool.run(list(missing.values()), "pre-training")
     for (kind, job), result in zip(missing.items(), made, strict=True):
@@ -86,8 +93,21 @@ def _read(kind: str, folder: Path, seconds: float | None = None) -> Origin:
             raise ValueError(f"bank must hold a pre-trained model's scalers too, but {folder} has none")
         identity = digest(folder, "bank.safetensors") + digest(folder, "source.safetensors")
         arguments, flops = source.config.get("arguments", {}), source.config.get("training_flops", 0.0)
-        return Origin(folder, identity, flops, seconds, None, 0.0, arguments)
+        smaller = tuple(source.config.get("smaller", ()))
+        return Origin(folder, identity, flops, seconds, None, 0.0, source.config.get("model", ""), arguments, smaller)
     network, saved = load_model(folder)
     answer = training_flops(saved["model"], saved["arguments"]) / 3
     identity, flops = digest(folder, "model.safetensors"), saved.get("training_flops", 0.0)
-    return Origin(folder, identity, flops, seconds, network, answer, saved["arguments"])
+    return Origin(folder, identity, flops, seconds, network, answer, saved["model"], saved["arguments"])
+
+
+def _check_family(kind: str, origin: Origin, task: Task, model: str) -> None:
+    """Raise ``ValueError`` if what was given cannot have been made for this task; a teacher may be another model."""
+    if kind == BANK and origin.model != model:
+        raise ValueError(
+            f"bank must be of the targets' model, {model}, but {origin.folder} is of {origin.model or 'none'}"
+        )
+    for name, value in task.arguments(model, {}).items():
+        if origin.arguments.get(name, value) != value:
+            found = f"{origin.folder} has {name}={origin.arguments[name]}"
+            raise ValueError(f"{kind} must be made for this task, with {name}={value}, but {found}")

@@ -108,7 +108,7 @@ class _Plan:
             extra = {name: self._extra_steps(target, name) for name in present}
             price = self.item_flops[target] * config.batch_size
             absent = {name: reason for (where, name), reason in self.absent.items() if where == target}
-            kind = kind_of(size, self.origins[BANK].arguments)
+            kind = kind_of(size, self.origins[BANK].arguments, self.origins[BANK].smaller)
             rows.append(summarize(target, kind, price, outcomes, extra, self.task.metrics, absent))
         seconds = {kind: origin.seconds for kind, origin in self.origins.items() if origin.seconds is not None}
         return Comparison(
@@ -152,7 +152,7 @@ class _Plan:
             work=self.item_flops[target] * config.fit_steps,
         )
 
-    def _cell(self, target: str, name: str, lr: float, seed: int) -> Job:
+    def _cell(self, target: str, name: str, peak: float, seed: int) -> Job:
         config = self.config
         steps = config.steps + (round(self._extra_steps(target, WEIT)) if name == LONGER else 0)
         start: dict[str, Any] = {}
@@ -164,16 +164,17 @@ class _Plan:
             origin = self.origins[SOURCES[name]]
             start, found["source"] = {"source": origin.digest}, origin.folder
         if name in LEARNED:
-            start["learn"] = {"steps": config.fit_steps, "batch_size": config.batch_size}
+            lr = config.ligo_lr if name == "ligo" else config.source_lr
+            start["learn"] = {"steps": config.fit_steps, "batch_size": config.batch_size, "lr": lr}
         settings = {
             "steps": steps,
             "batch_size": config.batch_size,
-            "lr": lr,
+            "lr": peak,
             "seed": seed,
             "evaluate_every": config.evaluate_every,
         }
         return Job(
-            name=f"cells/{name}/{target}-lr{lr:g}-seed{seed}",
+            name=f"cells/{name}/{target}-lr{peak:g}-seed{seed}",
             function=jobs.train_cell,
             arguments={
                 **self._common(target),

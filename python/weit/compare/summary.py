@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from weit.tasks import Metric, Size
 
 Curve = list[tuple[int, float]]
+
+SEEN = "seen"
+"""Said of a target whose size the pre-training ran at."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Outcome:
         others: the same of the task's other metrics, by name; a run that diverged has none.
         curve: (step, mean score on the test split, standard deviation over seeds).
         extra_steps: work before step 0, in training steps of this target: fitting and the share of the pre-training.
-        reached: first step of the mean curve that is at scratch's final mean score, if any is.
+        reached: first step of the mean curve that is where scratch's mean curve ends, if any is.
         metric: the deciding one.
     """
 
@@ -61,6 +65,7 @@ class Row:
 
     Attributes:
         flops: the price of a training step.
+        kind: see ``kind_of``.
         absent: why a start has no outcome, for each that cannot serve this target.
     """
 
@@ -94,7 +99,7 @@ def summarize(
 ) -> Row:
     """The row of one target; ``cells``: start -> its learning rate and the result of each seed's cell."""
     metric, *more = metrics
-    final = fmean(cell["test"][metric.name] for cell in cells["scratch"][1])
+    final = fmean(cell["curve"][-1][1] for cell in cells["scratch"][1])  # measured like the other points
     outcomes = {}
     for name, (lr, results) in cells.items():
         curve = _mean_curve([cell["curve"] for cell in results])
@@ -107,8 +112,8 @@ def summarize(
     return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes, absent or {})
 
 
-def kind_of(size: Size, pretrained: dict[str, Any]) -> str:
-    """How a target differs from the model that was pre-trained, in words."""
+def kind_of(size: Size, pretrained: dict[str, Any], seen: Sequence[Size] = ()) -> str:
+    """How a target differs from the model that was pre-trained, in words; ``seen``: sizes that this ran at too."""
     words = {"width": ("narrower", "wider"), "depth": ("shallower", "deeper")}
     found = []
     for name, value in size.items():
@@ -116,7 +121,8 @@ def kind_of(size: Size, pretrained: dict[str, Any]) -> str:
         if value != base:
             smaller, larger = words.get(name, (f"smaller {name}", f"larger {name}"))
             found.append(smaller if _amount(value) < _amount(base) else larger)
-    return " and ".join(sorted(found)) or "same size"
+    words_found = " and ".join(sorted(found)) or "same size"
+    return f"{words_found}, {SEEN}" if size in seen else words_found
 
 
 def _amount(value: int | list[int]) -> int:

@@ -54,8 +54,7 @@ class DiT(nn.Module):
     labels `(B,)` -> the noise in the images, of their shape.
 
     Labels go from 0 to `num_classes`; the last one stands for an image of any class, as classifier-free guidance needs.
-    Positions are learned, from a start of sines and cosines in which the first features are those of a narrower model,
-    so that any first blocks and first features are a smaller DiT.
+    Positions are learned, from a start of sines and cosines. Any first blocks and first features are a smaller DiT.
 
     Args:
         img_size, patch_size: side of the square image and of the square patches it is cut into.

@@ -18,7 +18,8 @@ from weit.tasks import Metric
 
 _PATHS = ("out", "root", "bank", "source", "small")
 _SHOWN = ("steps", "batch_size", "lrs", "seeds", "fit_steps", "size", "smaller", "templates", "template_shape",
-          "source_size", "small_size", "pretrain_steps", "pretrain_lr", "source_lr")  # fmt: skip
+          "source_size", "small_size", "pretrain_steps", "pretrain_lr", "source_lr",
+          "fit_lr", "ligo_lr", "evaluate_every")  # fmt: skip
 
 
 def read_results(path: Path) -> tuple[Comparison, dict[str, str]]:

@@ -6,7 +6,7 @@ from statistics import fmean, median
 
 from weit.compare import Comparison
 from weit.compare.config import LONGER, WEIT
-from weit.compare.summary import Outcome, Row, spread
+from weit.compare.summary import SEEN, Outcome, Row, spread
 from weit.tasks import Metric
 
 LABELS = {
@@ -88,7 +88,7 @@ def verdicts(comparison: Comparison) -> list[str]:
     if LONGER in config.rivals:
         lines.append(_standing(comparison, LONGER, "Against scratch that was trained longer, for the same total work"))
     lines = [line for line in lines if line]
-    return [*lines, _means(comparison), *_speed(rows), _price(comparison), *_edges(comparison), *_absences(rows)]
+    return [*lines, *_means(comparison), *_speed(rows), _price(comparison), *_edges(comparison), *_absences(rows)]
 
 
 def _absences(rows: list[Row]) -> list[str]:
@@ -111,9 +111,19 @@ def _standing(comparison: Comparison, rival: str, opening: str) -> str:
     return f"{opening}, WeiT is {'; '.join(found)} (difference in {metric.label})." if found else ""
 
 
-def _means(comparison: Comparison) -> str:
-    """The mean over targets; beside a start that serves some of them only, WeiT's mean over the same."""
-    metric, rows = comparison.metrics[0], comparison.rows
+def _means(comparison: Comparison) -> list[str]:
+    """The mean over targets, and over those of sizes that the pre-training did not run at, if there are others too."""
+    rows = comparison.rows
+    new = [row for row in rows if not row.kind.endswith(SEEN)]
+    lines = [_mean(comparison, rows, f"the {len(rows)} targets")]
+    if 0 < len(new) < len(rows):
+        lines.append(_mean(comparison, new, f"the {len(new)} that the pre-training did not run at"))
+    return lines
+
+
+def _mean(comparison: Comparison, rows: list[Row], over: str) -> str:
+    """Of each start; beside one that serves some of the targets only, WeiT's mean over the same."""
+    metric = comparison.metrics[0]
     found = []
     for name in comparison.config.starts:
         served = [row for row in rows if name in row.outcomes]
@@ -125,7 +135,7 @@ def _means(comparison: Comparison) -> str:
             mean += f" (on {len(served)} of them, WeiT {ours} there)"
         found.append(f"{LABELS[name]} {mean}")
     better = "higher" if metric.higher else "lower"
-    return f"Mean over the {len(rows)} targets of {metric.label}, {better} is better: {', '.join(found)}."
+    return f"Mean over {over} of {metric.label}, {better} is better: {', '.join(found)}."
 
 
 def _speed(rows: list[Row]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from weit.rivals.axes import width_axes
 from weit.rivals.layers import counterparts, require_source
 
 # The axes of weit.models.VisionTransformer's parameters that run over attention heads.
@@ -36,11 +37,21 @@ def initialize_like(target: nn.Module, source: nn.Module | None, *, seed: int = 
     missing = [name for name in ours if names[name] not in theirs]
     if missing:
         raise ValueError(f"source must be of the target's family, but has no {names[missing[0]]}")
+    parts = _fused_parts(target)
     selected = {
-        name: _select(name, theirs[names[name]], tensor.shape, _head_dim(target, name)) for name, tensor in ours.items()
+        name: _select(name, theirs[names[name]], tensor.shape, parts.get(name, 1), _head_dim(target, name))
+        for name, tensor in ours.items()
     }
     target.load_state_dict(selected)
     return target
+
+
+def _fused_parts(model: nn.Module) -> dict[str, int]:
+    """How many layers are one above the other in the rows of a tensor, where rules know the model's family."""
+    try:
+        return {name: max(1, len(axes[0])) for name, axes in width_axes(model).items() if axes}
+    except ValueError:
+        return {}
 
 
 def _head_dim(model: nn.Module, name: str) -> int:
@@ -49,14 +60,17 @@ def _head_dim(model: nn.Module, name: str) -> int:
     return getattr(model.get_submodule(attention), "head_dim", 1) if name.count(".") > 1 else 1
 
 
-def _select(name: str, tensor: Tensor, shape: torch.Size, head_dim: int) -> Tensor:
+def _select(name: str, tensor: Tensor, shape: torch.Size, parts: int, head_dim: int) -> Tensor:
     if tensor.dim() != len(shape) or any(a < b for a, b in zip(tensor.shape, shape, strict=True)):
         sizes = f"{tuple(tensor.shape)} in source and {tuple(shape)} in target"
         raise ValueError(f"source must be at least as large as target, but {name} is {sizes}")
     suffix = ".".join(name.split(".")[-2:])
     for axis, size in enumerate(shape):
         group = head_dim if (suffix, axis) in _HEAD_AXES else 1
-        tensor = tensor.index_select(axis, _evenly(tensor.shape[axis] // group, size // group, group))
+        count = parts if axis == 0 else 1
+        have, want = tensor.shape[axis] // count, size // count
+        within = _evenly(have // group, want // group, group)
+        tensor = tensor.index_select(axis, torch.cat([within + part * have for part in range(count)]))
     return tensor
 
 

@@ -56,6 +56,8 @@ class Classification(Task):
     distance: Loss | None = None
 
     def arguments(self, model: str, size: Size) -> dict[str, Any]:
+        if model in ("dit", "mlp", "transformer"):
+            raise ValueError(f"model must classify images, such as vit or resnet, got {model!r}")
         patches = {"patch_size": self.patch_size} if model == "vit" else {}
         return {**self.model_args, **patches, **size}
 

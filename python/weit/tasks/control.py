@@ -20,15 +20,16 @@ _EPISODES = Path(__file__).with_name("episodes")
 _CONTEXT = 8  # observations in a window
 _HELD_OUT = 0.15  # share of the episodes in each of validation and test, one at least
 _SEEDS = {"validation": 10_000, "test": 20_000}  # of the first episode that scores a policy; recorded ones have others
-_FULL, _QUICK = (10, 1000), (3, 500)  # episodes, and steps after which they are cut
+_FULL, _QUICK = 10, 3  # episodes
+_STEPS = 1000  # after which they are cut
 
 
 class Control(Task):
     """Cloning an expert: windows of normalised observations ``(context, obs_dim)`` → its action ``(act_dim,)``.
 
     The score is the return in the environment between that of a random policy, 0, and the expert's, 1. It is the mean
-    over episodes from fixed seeds, other ones for validation and test; a quick one takes fewer episodes and only their
-    first 500 steps, over which expert and random policy are measured too.
+    over ten episodes from fixed seeds, other ones for validation and test; a quick one takes three. Episodes are cut after
+    1,000 steps, over which expert and random policy are measured too.
 
     Args:
         recording: episodes of the expert; split by episode into train, validation and test, always alike.
@@ -55,9 +56,8 @@ class Control(Task):
     def __init__(self, recording: Recording) -> None:
         self.name, self.recording, self.context = recording.environment, recording, _CONTEXT
         self._check_environment()
-        for _, steps in (_FULL, _QUICK):
-            if not recording.expert_return(steps) > recording.random_return(steps):
-                raise ValueError(f"episodes of {self.name} must earn more than a random policy, as an expert's do")
+        if not recording.expert_return(_STEPS) > recording.random_return(_STEPS):
+            raise ValueError(f"episodes of {self.name} must earn more than a random policy, as an expert's do")
         observations, actions = (
             part.split(recording.lengths.tolist()) for part in (recording.observations, recording.actions)
         )
@@ -80,14 +80,14 @@ class Control(Task):
 
     def evaluate(self, model: nn.Module, split: str, *, quick: bool = False) -> dict[str, float]:
         check_split(split)
-        episodes, steps = _QUICK if quick else _FULL
+        episodes = _QUICK if quick else _FULL
         seeds = range(_SEEDS[split], _SEEDS[split] + episodes)
         with evaluating(model) as device:
             scale = {"mean": self.mean.to(device), "std": self.std.to(device)}
             environments = self._environments[:episodes]
-            earned = returns(model, environments, seeds, **scale, context=self.context, steps=steps)
+            earned = returns(model, environments, seeds, **scale, context=self.context, steps=_STEPS)
             error = self._error(model, self._splits[split], device)
-        random, expert = self.recording.random_return(steps), self.recording.expert_return(steps)
+        random, expert = self.recording.random_return(_STEPS), self.recording.expert_return(_STEPS)
         return {"return": (sum(earned) / episodes - random) / (expert - random), "loss": error}
 
     def _error(self, model: nn.Module, held_out: TensorDataset, device: torch.device, batch_size: int = 512) -> float:
@@ -100,7 +100,7 @@ class Control(Task):
 
     @cached_property
     def _environments(self) -> list[Any]:
-        return [make_environment(self.name) for _ in range(max(_FULL[0], _QUICK[0]))]
+        return [make_environment(self.name) for _ in range(_FULL)]
 
     def _check_environment(self) -> None:
         environment = make_environment(self.name)

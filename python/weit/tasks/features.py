@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +114,8 @@ class Judge:
                 _fit(self._classifier, *train.tensors)
                 for name, images in real.items():
                     self._moments[name] = Moments.of(self._classifier.features(images.tensors[0]))
-                atomic_write(path, safetensors.torch.save(self._state()))
+                with suppress(OSError):  # a folder that cannot be written costs the next process some seconds, no more
+                    atomic_write(path, safetensors.torch.save(self._state()))
 
     def distance(self, images: Tensor, name: str) -> float:
         """The Fréchet distance of ``images`` from the real ones of that name."""

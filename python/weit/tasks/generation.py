@@ -114,9 +114,12 @@ class Generation(Task):
         """Write sampled images as a PNG: a column for each class.
 
         Raises:
-            OSError: ``path`` cannot be written.
+            ValueError: latents, which are no images. OSError: ``path`` cannot be written.
         """
         from matplotlib.image import imsave
+
+        if self.model_args["in_chans"] not in (1, 3):
+            raise ValueError(f"images must have 1 or 3 channels to be shown, got {self.model_args['in_chans']}")
 
         classes, side = self.model_args["num_classes"], self.model_args["img_size"]
         images = self.sample(model, torch.arange(rows * classes) % classes, steps=steps, guidance=guidance, seed=seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,10 +36,12 @@ def fine_tune(
     evaluate_every: int = 10_000,
     episodes: int = 5,
     episode_steps: int = 1000,
-    log_std: float = -1.0,
-    lr: float = 3e-4,
+    critic_first: int = 8192,
+    log_std: float = -1.5,
+    lr: float = 1e-4,
     rollout: int = 2048,
     batch_size: int = 64,
+    target_kl: float | None = 0.02,
     **settings: Any,
 ) -> list[Point]:
     """Train ``policy`` by proximal policy optimisation, in place.
@@ -56,9 +60,11 @@ def fine_tune(
         context: observations in a window; that of the policy.
         evaluate_every: steps of the environment between points of the curve, rounded up to whole rollouts.
         episodes, episode_steps: how many episodes, and how much of each, a point is the mean of.
+        critic_first: steps of the environment, of ``steps``, in which the critic alone learns: what a fresh one says would
+            lead a good policy astray.
         log_std: of the exploration, to start with.
-        lr, rollout, batch_size, **settings: of PPO: its learning rate, the steps between two updates, and items in a step
-            of the optimiser; others as stable-baselines3 names them.
+        lr, rollout, batch_size, target_kl, **settings: of PPO: its learning rate, the steps between two updates, items in a
+            step of the optimiser, how far an update may go; others as stable-baselines3 names them.
 
     Returns:
         The learning curve, from before the first step to after the last.
@@ -91,16 +97,36 @@ def fine_tune(
             learning_rate=lr,
             n_steps=rollout,
             batch_size=batch_size,
+            target_kl=target_kl,
             gamma=_DISCOUNT,
             policy_kwargs={"actor": policy, "log_std_init": log_std},
             seed=seed,
             device="cpu",
             **settings,
         )
-        while algorithm.num_timesteps < steps:
-            algorithm.learn(min(evaluate_every, steps - algorithm.num_timesteps), reset_num_timesteps=False)
-            curve.append(Point(algorithm.num_timesteps, score()))
+
+        def learn(until: int) -> None:
+            while algorithm.num_timesteps < until:
+                algorithm.learn(min(evaluate_every, until - algorithm.num_timesteps), reset_num_timesteps=False)
+                curve.append(Point(algorithm.num_timesteps, score()))
+
+        with _still([*policy.parameters(), algorithm.policy.log_std]):
+            learn(min(critic_first, steps))
+        learn(steps)
     return curve
+
+
+@contextmanager
+def _still(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Keeps the parameters from learning for a while."""
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def _windowed(environment: Any, mean: Tensor, std: Tensor, context: int) -> Any:

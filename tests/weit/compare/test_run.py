@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from tests.weit.tasks.test_classification import write_fashion_mnist
 from weit.bank import TemplateBank
 from weit.compare import CompareConfig, compare, jobs
 from weit.models import load_model
 from weit.models.sizes import training_flops
 from weit.tasks import load_task
+from weit.tasks.classification import Classification
 
 TARGETS = ["16x1", "32x2"]
 
@@ -70,7 +72,7 @@ def flops(target):
 def test_every_target_and_initializer_has_an_outcome(compared):
     _, comparison, _ = compared
     assert [row.target for row in comparison.rows] == TARGETS
-    assert [row.kind for row in comparison.rows] == ["narrower and shallower", "same size"]
+    assert [row.kind for row in comparison.rows] == ["narrower and shallower, seen", "same size"]
     for row in comparison.rows:
         assert list(row.outcomes) == ["scratch", "scratch_longer", "weight_selection", "weit"]
         for name, outcome in row.outcomes.items():
@@ -125,7 +127,7 @@ def test_cells_start_where_their_initializer_says(compared, prepared):
         assert not any("scalers" in name for name in start.state_dict())
         (job, result) = next(ran[name] for name in ran if name.startswith(f"cells/weit/{target}") and "seed1" in name)
         assert result["curve"][0] == [0, load_task("digits").evaluate(start, "test")["accuracy"]]
-        assert result["curve"][-1] == [5, result["test"]["accuracy"]]
+        assert result["curve"][-1] == [5, pytest.approx(result["test"]["accuracy"])]
         assert job.paths["start"] == prepared / "starts" / f"{target}-seed1"
 
 
@@ -168,7 +170,9 @@ def test_what_rivals_do_before_step_0_is_counted(rivals, prepared):
 def test_rivals_that_learn_are_told_how_long(rivals):
     _, ran = rivals
     for name in ("ligo", "tleg", "distillation"):
-        assert ran[f"cells/{name}/32x2-lr0.001-seed0"][0].arguments["start"]["learn"] == {"steps": 3, "batch_size": 8}
+        assert ran[f"cells/{name}/32x2-lr0.001-seed0"][0].arguments["start"]["learn"] == {
+            "steps": 3, "batch_size": 8, "lr": 5e-3 if name == "ligo" else 2e-3,
+        }  # fmt: skip
     assert "learn" not in ran["cells/bert2bert/32x2-lr0.001-seed0"][0].arguments["start"]
 
 
@@ -215,6 +219,39 @@ def test_what_is_not_given_is_made_where_a_rival_needs_it(tmp_path):
     assert {tuple(bank[role].shape) for role in bank.roles} == {(4, 16, 16)}
     assert comparison.pretraining["weit"] == bank.source.config["training_flops"] > 0
     assert set(comparison.seconds) == {"bank", "small", "fitting"}
+
+
+def test_scores_that_are_no_numbers_count_as_a_rate_that_blew_up(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.4, float("nan")])
+    monkeypatch.setattr(Classification, "evaluate", lambda *_, **__: {"accuracy": next(scores)})
+    result = jobs.train_cell(
+        tmp_path, {}, lambda share: None, task={"data": "digits"}, model="vit", size={"width": 16, "depth": 1},
+        initializer="scratch", start={}, settings={"steps": 4, "batch_size": 8, "evaluate_every": 1},
+    )  # fmt: skip
+    assert result["curve"] == [(0, 0.5), (1, 0.4), (2, 0.4), (3, 0.4), (4, 0.4)]
+    assert result["test"] == {"accuracy": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("argument", "config", "message"),
+    [
+        ("bank", {"model": "resnet", "targets": ["8x1"]}, "bank must be of the targets' model, resnet"),
+        (
+            "source",
+            {"data": "fashion-mnist", "rivals": ["tleg"]},
+            "source must be made for this task, with img_size=28",
+        ),
+    ],
+)
+def test_what_is_given_must_be_of_this_task(tmp_path, prepared, argument, config, message):
+    if config.get("data") == "fashion-mnist":
+        write_fashion_mnist(tmp_path)
+        config = {**config, "root": tmp_path}
+    pool = Here(tmp_path)
+    settings = {"targets": ["16x1"], "rivals": [], **config, argument: prepared / argument}
+    with pytest.raises(ValueError, match=message):
+        compare(CompareConfig(out=tmp_path / "out", **settings), pool)
+    assert not pool.ran
 
 
 def test_a_target_that_cannot_be_built_is_refused_before_anything_is_trained(tmp_path):

@@ -48,6 +48,15 @@ def test_who_cannot_serve_a_target_is_told_apart():
     assert (list(row.outcomes), row.absent) == (["scratch"], {"tleg": "another width"})
 
 
+def test_where_scratch_ends_is_measured_like_the_other_points():
+    """Not by the final score, which a quick measurement may be far from."""
+    scratch, weit = cell(0.1, 0.5, 0.9), cell(0.4, 0.8, 0.9)
+    scratch["test"], weit["test"] = {"accuracy": 0.6}, {"accuracy": 0.7}
+    cells = {"scratch": (1.0, [scratch]), "weit": (1.0, [weit])}
+    outcomes = summarize("a", "b", 7, cells, {"scratch": 0.0, "weit": 0.0}, (ACCURACY,)).outcomes
+    assert (outcomes["weit"].reached, outcomes["weit"].mean) == (20, 0.7)
+
+
 def test_reaching_scratch_is_a_matter_of_the_mean_curve(row):
     assert row.outcomes["scratch"].reached == 20  # mean 0.8
     assert row.outcomes["weit"].reached == 10
@@ -105,7 +114,11 @@ def test_ahead_means_by_more_than_the_spread(ours, theirs, verdict):
         ({"embed_dim": 32, "depth": 6}, "smaller embed_dim"),
         ({"layers": [2, 3]}, "larger layers"),
         ({"layers": [2, 2]}, "same size"),
+        ({"width": 32, "depth": 3}, "narrower and shallower, seen"),
     ],
 )
 def test_changes_in_words(size, words):
-    assert kind_of(size, {"width": 64, "depth": 6, "embed_dim": 48, "layers": [2, 2]}) == words
+    assert (
+        kind_of(size, {"width": 64, "depth": 6, "embed_dim": 48, "layers": [2, 2]}, [{"width": 32, "depth": 3}])
+        == words
+    )

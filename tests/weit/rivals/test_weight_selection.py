@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from weit.models import VisionTransformer
+from weit.models import VisionTransformer, create_model
 from weit.rivals.weight_selection import initialize_like
 
 
@@ -101,3 +101,14 @@ def test_a_source_that_cannot_give_enough_is_refused(source, message):
 def test_unknown_layer_selection_is_refused():
     with pytest.raises(ValueError, match='layers must be "even" or "first", got \'last\''):
         initialize_like(vit(8, 1), vit(8, 1), layers="last")
+
+
+def test_the_parts_of_a_fused_layer_are_selected_alike():
+    arguments = {"img_size": 8, "in_chans": 1, "num_classes": 3, "patch_size": 2, "depth": 1}
+    source, target = (create_model("dit", **arguments, width=width) for width in (48, 32))
+    with torch.no_grad():
+        source.blocks[0].modulation.bias.copy_(torch.arange(48).repeat(6))
+    initialize_like(target, source)
+    parts = target.blocks[0].modulation.bias.view(6, 32)
+    assert all(torch.equal(part, parts[0]) for part in parts)
+    assert (parts[0, 0], parts[0, -1]) == (0, 47)

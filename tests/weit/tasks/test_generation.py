@@ -252,7 +252,7 @@ def test_fashion_mnist_from_a_folder(tmp_path):
 
 def test_what_cannot_be_generated_is_refused(tmp_path, monkeypatch):
     task, model = toy(), Oracle()
-    with pytest.raises(ValueError, match="data must be one of fashion-mnist, digits, got 'mnist'"):
+    with pytest.raises(ValueError, match="data must be one of fashion-mnist, digits, latents, got 'mnist'"):
         generation.load("mnist")
     with pytest.raises(ValueError, match="model must be \"dit\" to generate images, got 'vit'"):
         task.arguments("vit", {})

@@ -13,7 +13,9 @@ from weit.tasks.reinforce import _windowed, fine_tune
 from weit.tasks.rollout import make_environment, returns
 
 SCALE = dict(mean=torch.zeros(3), std=torch.tensor([1.0, 1.0, 4.0]))
-SMALL = dict(rollout=64, batch_size=32, n_epochs=2, evaluate_every=64, episodes=2, episode_steps=20, **SCALE)
+SMALL = dict(
+    critic_first=0, rollout=64, batch_size=32, n_epochs=2, evaluate_every=64, episodes=2, episode_steps=20, **SCALE
+)
 
 
 def mlp():
@@ -28,6 +30,16 @@ def test_the_policy_is_trained_in_place_and_its_curve_returned():
     assert [point.steps for point in curve] == [0, 64, 128]
     assert len({point.score for point in curve}) == 3
     assert all(not torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+
+
+def test_the_critic_may_learn_first():
+    policy = mlp()
+    before = copy.deepcopy(policy.state_dict())
+    curve = fine_tune(policy, NAME, 128, **(SMALL | {"critic_first": 128}))
+    assert [point.steps for point in curve] == [0, 64, 128]
+    assert len({point.score for point in curve}) == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+    assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
 def test_the_same_seed_gives_the_same_curve_and_leaves_randomness_alone():
