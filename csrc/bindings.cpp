@@ -61,7 +61,9 @@ Job job_of(const Tensor &T, const Tensor &S, int64_t M, int64_t in, int64_t out,
 }
 
 void check_factors(const Tensor &x, const Tensor &T, const Tensor &S) {
-  TORCH_CHECK_VALUE(T.dim() == 3, "templates must have shape (N, p, q), got ", T.sizes());
+  element_of(x);  // refuses other dtypes, also where there is nothing to compute
+  TORCH_CHECK_VALUE(
+      T.dim() == 3 && T.size(0) >= 1, "templates must have shape (N, p, q), N at least 1, got ", T.sizes());
   TORCH_CHECK_VALUE(
       S.dim() == 3 && S.size(0) == T.size(0), "scalers must have shape (", T.size(0), ", m, n), got ", S.sizes());
   check_alike("x", x, x);
@@ -107,7 +109,6 @@ void run_backward(
 Tensor chain(
     const Tensor &x_, const Tensor &T_, const Tensor &S_, const std::optional<Tensor> &bias_, int64_t out,
     bool scalers_first) {
-  element_of(x_);
   check_factors(x_, T_, S_);
   const Tensor x = x_.contiguous(), T = T_.contiguous(), S = S_.contiguous(), bias = checked_bias(bias_, x, out);
   Tensor y = at::empty({x.size(0), out}, x.options());
@@ -120,7 +121,6 @@ Tensor chain(
 Grads chain_backward(
     const Tensor &dy_, const Tensor &x_, const Tensor &T_, const Tensor &S_, c10::List<bool> wanted,
     bool scalers_first) {
-  element_of(x_);
   check_factors(x_, T_, S_);
   check_alike("dy", dy_, x_);
   check_rows("dy", dy_, S_.size(1), T_.size(1));
@@ -144,6 +144,8 @@ struct Convolution {
     TORCH_CHECK_VALUE(pads[0] >= 0 && pads[1] >= 0, "padding must not be negative, got ", pads);
     TORCH_CHECK_VALUE(steps[0] >= 1 && steps[1] >= 1, "dilation must be positive, got ", steps);
     in = {x.size(2), x.size(3)}, padding = {pads[0], pads[1]};
+    TORCH_CHECK_VALUE(in.height >= 1 && in.width >= 1, "images must not be empty, got ", x.sizes());
+    TORCH_CHECK_VALUE(T.size(3) >= 1 && T.size(4) >= 1, "templates must have taps, got ", T.sizes());
     window.taps = {T.size(3), T.size(4)}, window.step = {steps[0], steps[1]};
     out = {in.height + 2 * padding.height - reach().height, in.width + 2 * padding.width - reach().width};
     TORCH_CHECK_VALUE(out.height >= 1 && out.width >= 1, "the padded images are smaller than the window: ", x.sizes());
@@ -157,13 +159,13 @@ struct Convolution {
   bool windowed() const { return weit::pixels(window.taps) > 1 || padding.height || padding.width; }
 
   // Tokens are pixels of the input or of the output; the window reads the other one.
-  Job job(const Tensor &T, const Tensor &S, int64_t images, int64_t inn, int64_t outs, bool of_input, bool scalers_first) {
+  Job job(const Tensor &T, const Tensor &S, int64_t images, int64_t inn, int64_t outs, bool of_input, bool scalers_first) const {
     Job job = job_of(T, S, images * weit::pixels(of_input ? in : out), inn, outs, scalers_first);
     job.maps = true, job.windowed = windowed();
     job.near = of_input ? in : out, job.far = of_input ? out : in;
-    window.before = of_input ? Size{reach().height - padding.height, reach().width - padding.width} : padding;
-    window.backwards = scalers_first;
     job.window = window;
+    job.window.before = of_input ? Size{reach().height - padding.height, reach().width - padding.width} : padding;
+    job.window.backwards = scalers_first;
     return job;
   }
 };
@@ -177,11 +179,11 @@ Tensor from_taps(const Tensor &dT, const Tensor &T) {
 Tensor conv(
     const Tensor &x_, const Tensor &T_, const Tensor &S_, const std::optional<Tensor> &bias_, int64_t out,
     at::IntArrayRef padding, at::IntArrayRef dilation, bool scalers_first) {
-  Convolution layer(x_, T_, padding, dilation);
-  check_factors(x_.flatten(2).select(2, 0), T_.flatten(3).select(3, 0), S_);
+  const Convolution layer(x_, T_, padding, dilation);
+  check_factors(x_.select(3, 0).select(2, 0), T_.select(4, 0).select(3, 0), S_);
   const Tensor x = x_.contiguous(), T = by_tap(T_), S = S_.contiguous(), bias = checked_bias(bias_, x, out);
   Tensor y = at::empty({x.size(0), out, layer.out.height, layer.out.width}, x.options());
-  check_rows("the result", y.flatten(2).select(2, 0), S.size(1), T.size(1));
+  check_rows("the result", y.select(3, 0).select(2, 0), S.size(1), T.size(1));
   if (x.size(0) == 0) return y;
   run_forward(layer.job(T, S, x.size(0), x.size(1), out, false, scalers_first), x, bias, y, scalers_first);
   return y;
@@ -190,17 +192,17 @@ Tensor conv(
 Grads conv_backward(
     const Tensor &dy_, const Tensor &x_, const Tensor &T_, const Tensor &S_, c10::List<bool> wanted,
     at::IntArrayRef padding, at::IntArrayRef dilation, bool scalers_first) {
-  Convolution layer(x_, T_, padding, dilation);
-  check_factors(x_.flatten(2).select(2, 0), T_.flatten(3).select(3, 0), S_);
+  const Convolution layer(x_, T_, padding, dilation);
+  check_factors(x_.select(3, 0).select(2, 0), T_.select(4, 0).select(3, 0), S_);
   check_alike("dy", dy_, x_);
   TORCH_CHECK_VALUE(
       dy_.dim() == 4 && dy_.size(2) == layer.out.height && dy_.size(3) == layer.out.width,
       "dy has maps of another size than the result: ", dy_.sizes());
-  check_rows("dy", dy_.flatten(2).select(2, 0), S_.size(1), T_.size(1));
+  check_rows("dy", dy_.select(3, 0).select(2, 0), S_.size(1), T_.size(1));
   check_wanted(dy_, x_, wanted);
   const Tensor dy = dy_.contiguous(), x = x_.contiguous(), T = by_tap(T_), S = S_.contiguous();
   Tensor dx = made(wanted[0], x), dT = made(wanted[1], T), dS = made(wanted[2], S);
-  if (x.size(0) == 0) return {dx, dT.zero_().view_as(T_), dS.zero_()};
+  if (x.size(0) == 0) return {dx, dT.numel() ? dT.zero_().view_as(T_) : dT, dS.zero_()};
   const auto run = [&](bool of_input, Tensor &dx, Tensor &dT, Tensor &dS) {
     const Job job = layer.job(T, S, x.size(0), x.size(1), dy.size(1), of_input, scalers_first);
     if (dx.numel() || dT.numel() || dS.numel()) run_backward(job, dy, x, dx, dT, dS, scalers_first);

@@ -78,7 +78,7 @@ def _conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Requ
     (N, p, q, *kernel), (_, m, n) = T.shape, S.shape
     shape = KronShape(N, m, n, p, q, out, x.shape[1] // conv.groups, kernel=tuple(kernel))
     pixels = x.shape[0] * conv.output_size(x.shape[2:], kernel).numel()
-    form = (conv.groups, conv.pointwise(T[0]), set(conv.stride) == {1})
+    form = (conv.groups, conv.pointwise(T[0]), set(conv.stride) == {1}, set(conv.dilation) != {1})
     return Request(shape, pixels, x.dtype, x.device, train, path, backend, *form)
 
 

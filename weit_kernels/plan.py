@@ -32,6 +32,7 @@ class Request:
     groups: int = 1
     pointwise: bool = True
     unit_stride: bool = False
+    dilated: bool = False
 
     @property
     def forced(self) -> bool:
@@ -179,6 +180,8 @@ def choose(request: Request) -> Plan:
     able = [c for c in candidates if not c.reason and request.allows(c.path, c.backend)]
     proven = [c for c in able if not c.unproven or request.backend != "auto"]
     winner = next((c for c in able if entry and c.name == entry.winner), None)
+    if not able:  # autocast changed the dtype after it was checked
+        raise RuntimeError(next(c.reason for c in candidates if request.allows(c.path, c.backend)))
     best = winner or (proven or able)[0]
     s, train = request.shape, request.train
     dense = (6 if train else 2) * request.rows * s.out_features * s.in_features * s.taps
@@ -295,4 +298,6 @@ def _unproven(backend: str, request: Request) -> str:
         return "not timed here yet; the first call on the GPU does it unless WEIT_TUNE=0"
     if backend == "triton":
         return "Triton's interpreter is for tests: ask for backend='triton'"
-    return compiled_unproven(request.dtype)
+    if request.dilated:  # each block reads the lines between the taps too, which no prediction counts
+        return "not timed on dilated windows; ask for backend='cpp'"
+    return compiled_unproven(request.dtype, bool(request.shape.kernel))

@@ -204,8 +204,10 @@ def conv_padding(
 
 
 def check_spatial(size: Sequence[int], kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
-    """Raise ``ValueError`` where the kernel does not fit into the padded input."""
+    """Raise ``ValueError`` where the kernel does not fit into the padded input, or there is no input."""
     for axis, (s, k, pad, d) in enumerate(zip(size, kernel, padding, dilation, strict=True)):
+        if s < 1:
+            raise ValueError(f"x has no positions on spatial axis {axis}: {tuple(size)}")
         if s + 2 * pad < d * (k - 1) + 1:
             raise ValueError(
                 f"x has {s} positions on spatial axis {axis}, {s + 2 * pad} when padded, "

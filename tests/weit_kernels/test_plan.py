@@ -1,14 +1,18 @@
 """The planner: what it counts must be what the paths do; what it refuses must say why."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import weit_kernels
 from tests.weit_kernels.cases import PATHS
-from weit_kernels import cpp, kron_linear, plan
+from weit_kernels import cpp, kron_conv2d, kron_linear, plan
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import panel
+from weit_kernels.plan import Request, choose
+from weit_kernels.shapes import KronShape
 
 SHAPES = {
     "wide": (64, (4, 12, 3), (16, 20)),
@@ -71,11 +75,31 @@ def test_compiled_convolutions_where_they_were_measured_and_win(
 ) -> None:
     few_operations, wasted_panels = (784, (2, 8, 8), (2, 64, 64, 3, 3)), (784, (8, 4, 4), (8, 17, 17, 3, 3))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert plan(*few_operations, dtype, "cpu").backend == "cpp"
+    timed = dtype != torch.float64
+    assert plan(*few_operations, dtype, "cpu").backend == ("cpp" if timed else "torch")
+    assert plan(*few_operations, dtype, "cpu", backend="cpp").backend == "cpp"
     if dtype == torch.float32:
         assert plan(*wasted_panels, dtype, "cpu").backend == "torch"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEW")
     assert plan(*few_operations, dtype, "cpu").backend == "torch"
+
+
+@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+def test_dilated_windows_are_left_to_plain_torch_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    shape = KronShape(2, 8, 8, 64, 64, 512, 512, kernel=(3, 3))
+    request = Request(shape, 784, torch.float32, torch.device("cpu"), True, unit_stride=True, pointwise=False)
+    assert choose(request).backend == "cpp"
+    dilated = replace(request, dilated=True)
+    assert choose(dilated).backend == "torch"
+    assert choose(replace(dilated, backend="cpp")).backend == "cpp"
+
+
+@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+def test_a_dtype_that_autocast_chose_and_the_backend_lacks_is_named() -> None:
+    x, T, S = torch.randn(2, 16, 5, 5), torch.randn(2, 8, 8, 3, 3), torch.randn(2, 2, 2)
+    with torch.autocast("cpu", torch.float16), pytest.raises(RuntimeError, match=r"float16"):
+        kron_conv2d(x, T, S, backend="cpp")
 
 
 def test_picks_the_panel_where_no_order_saves_operations() -> None:

@@ -131,6 +131,7 @@ BAD_CONV = {
         ValueError,
         "x has 2 positions on spatial axis 1.*kernel of 3",
     ),
+    "no pixels": ((XC[..., :0], TC, S), {"padding": 3}, ValueError, "x has no positions on spatial axis 1"),
     "out_channels too large": ((XC, TC, S), {"out_channels": 30}, ValueError, "out_channels is 30"),
 }
 

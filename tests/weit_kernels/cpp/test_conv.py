@@ -161,6 +161,16 @@ def test_no_images(case: Conv, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_no_images_and_something_frozen(frozen: int, path: str) -> None:
+    case = CASES[1]
+    operands = case.operands(torch.float32)
+    learned = [t.requires_grad_() for i, t in enumerate(operands) if i != frozen]
+    case.ours(path)(operands[0][:0], *operands[1:]).sum().backward()
+    assert all(t.grad is None or not t.grad.any() for t in learned)
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_derivatives_of_first_and_second_order(path: str) -> None:
     case = Conv("tiny", (1, 3, 2), (2, 2, 2, 2, 2), (2, 2), cut_in=1, settings={"padding": 1})
     leaves = [t.requires_grad_() for t in case.operands(torch.float64)]
@@ -207,6 +217,9 @@ def test_what_is_left_to_plain_torch(function, dims: int, settings: dict[str, An
         (lambda x, T, S, b: (x, T.double(), S, b), TypeError, "templates has dtype"),
         (lambda x, T, S, b: (x, T, S, b[:2]), ValueError, "bias must have shape"),
         (lambda x, T, S, b: (x[..., :1, :1], T, S, b), ValueError, "smaller than the window"),
+        (lambda x, T, S, b: (x[..., :0, :], T, S, b), ValueError, "images must not be empty"),
+        (lambda x, T, S, b: (x, T[:0], S[:0], b), ValueError, "N at least 1"),
+        (lambda x, T, S, b: (x.half(), T.half(), S.half(), b.half()), TypeError, "Half|float16"),
     ],
 )
 def test_the_operator_itself_refuses_what_would_be_read_out_of_bounds(change, error, message: str) -> None:
