@@ -49,6 +49,8 @@ def pretrain_bank(
             on_evaluate()
         return _validate(task, network)
 
+    sizes = {"model": model, "size": size, "smaller": list(smaller)}
+    run["settings"] = {**sizes, "family": task.family, "data": task.name}
     bank = pretrain(big, task.train, config, smaller=small, loss=task.loss, evaluate=evaluate, **run)
     assert bank.source is not None
     prices = [training_flops(model, task.arguments(model, each)) for each in (size, *smaller)]
@@ -94,6 +96,7 @@ def train_dense(
 
     ``evaluate`` is by default what the task measures on its validation split.
     """
+    run["settings"] = {"family": task.family, "data": task.name}
     return train(network, task.train, config, loss=task.loss, evaluate=evaluate or partial(_validate, task), **run)
 
 

@@ -73,6 +73,7 @@ def pretrain(
     run_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> TemplateBank:
     """Train a template bank: every weight that the rules name is templates ⊗ scalers from the first step to the last.
 
@@ -81,7 +82,7 @@ def pretrain(
 
     Args:
         model: the largest size; kronified in place unless it is already, and trained.
-        data, loss, run_dir, resume, progress: as for ``weit.engine.train``.
+        data, loss, run_dir, resume, progress, settings: as for ``weit.engine.train``.
         config: see ``PretrainConfig``.
         bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified.
         smaller: models of the same family, none larger than ``model`` in anything; only their shapes count.
@@ -116,6 +117,7 @@ def pretrain(
         resume=resume,
         progress=progress,
         find_unused_parameters=True,  # a smaller size leaves out the last layers
+        settings=settings,
     )
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}

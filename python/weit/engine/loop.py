@@ -41,6 +41,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     find_unused_parameters: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[Record]:
     """Train those parameters of ``model`` that require gradients, in place.
 
@@ -61,6 +62,7 @@ def train(
         resume: continue from the last checkpoint in ``run_dir``.
         progress: show a bar on stderr.
         find_unused_parameters: needed on several processes if a step leaves parameters out.
+        settings: what else the result depends on (JSON), such as the data by name: a resumed run must have the same.
 
     Returns:
         The records, as in ``metrics.jsonl``: step, loss, lr and what ``evaluate`` gave.
@@ -91,8 +93,8 @@ def train(
             _limit_labels(model, batches, processes.accelerator.device)
         if run_dir is None:
             return batches, None
-        settings = {**asdict(config), "items": batches.count}
-        return batches, RunFolder(run_dir, settings, resume=resume, keep=config.keep_checkpoints)
+        known = {**(settings or {}), **asdict(config), "items": batches.count}
+        return batches, RunFolder(run_dir, known, resume=resume, keep=config.keep_checkpoints)
 
     try:
         with own_randomness(config.seed):
@@ -154,9 +156,10 @@ class _Run:
         )
         with ExitStack() as stack:
             stack.callback(bar.close)
-            if self.folder is not None and self.processes.is_main:
-                self.folder.open()
-                stack.callback(self.folder.close)
+            if self.folder is not None:
+                main = self.processes.is_main
+                self.processes.together(self.folder.open if main else lambda: None)
+                stack.callback(self.folder.close if main else lambda: None)
             if self.config.activation_checkpointing:
                 stack.enter_context(recomputed(blocks_of(self.trained)))
             self.trained.train()

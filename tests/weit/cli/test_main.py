@@ -45,6 +45,11 @@ def test_pretrain_leaves_a_run_and_a_bank(bank: Path) -> None:
     assert loaded.source.config["training_flops"] > 0
 
 
+def test_a_run_is_not_resumed_at_other_sizes(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pretrain", "--out", bank.parent, "--size", "32x2", "--smaller", "16x2", *TINY, "--resume") == 1
+    assert "config differs from that of the run to resume" in capsys.readouterr().err
+
+
 def test_init_then_train_then_resume(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("init", "--bank", bank, "--size", "48x3", "--steps", 2, "--out", tmp_path / "start") == 0
     config = json.loads((tmp_path / "start/config.json").read_text())
