@@ -70,11 +70,15 @@ def fine_tune(
         The learning curve, from before the first step to after the last.
 
     Raises:
-        ValueError: no such environment, or sizes that the policy does not fit; it is unchanged then.
+        ValueError: no such environment, a number out of range, or sizes that the policy does not fit; it is unchanged then.
         RuntimeError: Gymnasium, the simulator or stable-baselines3 is not installed.
 
     Source: Schulman et al. 2017, "Proximal policy optimization algorithms" (arXiv 1707.06347).
     """
+    counts = {"steps": steps, "evaluate_every": evaluate_every, "episodes": episodes, "episode_steps": episode_steps}
+    for argument, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{argument} must be a positive int, got {value!r}")
     judges = [make_environment(name) for _ in range(episodes)]
     try:
         from stable_baselines3 import PPO

@@ -91,3 +91,9 @@ def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     with pytest.raises(RuntimeError, match=r"fine-tuning needs stable-baselines3: pip install weit\[control\]"):
         fine_tune(mlp(), NAME, 64, **SMALL)
+
+
+@pytest.mark.parametrize("argument", ["evaluate_every", "episodes", "episode_steps"])
+def test_numbers_out_of_range_are_refused(argument):
+    with pytest.raises(ValueError, match=f"{argument} must be a positive int, got 0"):
+        fine_tune(mlp(), NAME, 64, **(SMALL | {argument: 0}))
