@@ -24,13 +24,14 @@ from weit_kernels.backends import pairs, why_not
 Shape = dict[str, int]
 
 
+def _log_uniform(rng: random.Random, low: int, high: int) -> int:
+    return round(low * (high / low) ** rng.random())
+
+
 def random_convs(count: int, seed: int, most_work: int) -> list[Shape]:
     """Convolutions of small images with 1, 9 or 25 taps; ``M`` counts pixels."""
     rng = random.Random(seed)
-
-    def draw(low: int, high: int) -> int:
-        return round(low * (high / low) ** rng.random())
-
+    draw = partial(_log_uniform, rng)
     shapes: list[Shape] = []
     while len(shapes) < count:
         shape = {"kernel": rng.choice((1, 3, 3, 5)), "B": draw(1, 8), "H": draw(7, 56), "N": draw(1, 16)}
@@ -44,11 +45,7 @@ def random_convs(count: int, seed: int, most_work: int) -> list[Shape]:
 
 def random_shapes(count: int, seed: int, most_work: int) -> list[Shape]:
     """Sizes drawn log-uniformly, from one row to thousands, dense layers of 64 k to 16 M weights."""
-    rng = random.Random(seed)
-
-    def draw(low: int, high: int) -> int:
-        return round(low * (high / low) ** rng.random())
-
+    draw = partial(_log_uniform, random.Random(seed))
     shapes: list[Shape] = []
     while len(shapes) < count:
         shape = {"M": draw(1, 4096), "N": draw(1, 32), "m": draw(1, 64), "n": draw(1, 64)}

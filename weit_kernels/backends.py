@@ -130,8 +130,12 @@ def require_runnable(
         return
     check_choice("path", path, PATH_NAMES)
     check_choice("backend", backend, BACKENDS)
-    sizes = {"kernel": kernel, "groups": groups, "pointwise": pointwise, "unit_stride": unit_stride}
-    reasons = {(p, b): why_not(p, b, device_type, dtype, **sizes) for p, b in pairs()}  # type: ignore[arg-type]
+    reasons = {
+        (p, b): why_not(
+            p, b, device_type, dtype, kernel=kernel, groups=groups, pointwise=pointwise, unit_stride=unit_stride
+        )
+        for p, b in pairs()
+    }
     asked = [why for (p, b), why in reasons.items() if path in ("auto", p) and backend in ("auto", b)]
     if all(asked):
         able = ", ".join(f"{p} on {b}" for (p, b), why in reasons.items() if not why)

@@ -208,8 +208,16 @@ def _conv(
     strides, dilations = per_axis("stride", stride, dims, 1), per_axis("dilation", dilation, dims, 1)
     pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)
     pointwise = set(zip(shape.kernel, strides, pads, strict=True)) == {(1, 1, 0)} and groups == 1
-    form = {"kernel": shape.kernel, "groups": groups, "pointwise": pointwise, "unit_stride": set(strides) == {1}}
-    require_runnable(path, backend, x.device.type, x.dtype, **form)  # type: ignore[arg-type]
+    require_runnable(
+        path,
+        backend,
+        x.device.type,
+        x.dtype,
+        kernel=shape.kernel,
+        groups=groups,
+        pointwise=pointwise,
+        unit_stride=set(strides) == {1},
+    )
     if pointwise and x.dim() == dims + 2 and _channels_last(x):
         pixels = x.movedim(1, -1)
         y = _apply(pixels, templates.flatten(2), scalers, bias, shape.out_features, layout, path, backend)

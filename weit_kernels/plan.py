@@ -245,8 +245,16 @@ def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
 def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuRates) -> tuple[Candidate, ...]:
     r, found = request, []
     for path, backend in pairs():
-        form = {"groups": r.groups, "pointwise": r.pointwise, "unit_stride": r.unit_stride}
-        reason = why_not(path, backend, r.device.type, r.dtype, kernel=r.shape.kernel, **form)  # type: ignore[arg-type]
+        reason = why_not(
+            path,
+            backend,
+            r.device.type,
+            r.dtype,
+            kernel=r.shape.kernel,
+            groups=r.groups,
+            pointwise=r.pointwise,
+            unit_stride=r.unit_stride,
+        )
         if reason:
             found.append(Candidate(path, backend, reason=reason))
             continue

@@ -11,7 +11,7 @@ from torch import nn
 from weit.bank import TemplateBank
 from weit.convert import kronify, materialize
 from weit.engine.data import Data
-from weit.engine.loop import Loss
+from weit.engine.objective import Loss
 from weit.engine.seeds import own_randomness
 from weit.rules import Rules
 from weit.scalers import fit_scalers, lay_out

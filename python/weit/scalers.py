@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weit.bank import Source, TemplateBank
+from weit.engine.config import TrainConfig
 from weit.engine.data import Data
-from weit.engine.loop import Loss, TrainConfig, train
+from weit.engine.loop import train
+from weit.engine.objective import Loss
 from weit.engine.run_folder import Record
 from weit.nn.factors import KronFactors
 

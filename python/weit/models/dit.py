@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weit.models.checks import check_sizes
 from weit.models.policy import Embedding
 from weit.models.vit import MLP, Attention
 
@@ -82,16 +83,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "num_classes": num_classes}
-        for name, size in {**sizes, "width": width, "depth": depth, "head_dim": head_dim}.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        hidden = int(width * mlp_ratio)
-        if hidden < 1:
-            raise ValueError(f"mlp_ratio must leave at least one hidden feature, got {mlp_ratio!r} with width={width}")
-        if img_size % patch_size:
-            raise ValueError(f"patch_size must divide img_size, got patch_size={patch_size}, img_size={img_size}")
-        if width % head_dim:
-            raise ValueError(f"head_dim must divide width, got head_dim={head_dim}, width={width}")
+        hidden = check_sizes(mlp_ratio, **sizes, width=width, depth=depth, head_dim=head_dim)
         self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
         self.patch_embed = nn.Conv2d(in_chans, width, patch_size, patch_size)
         self.pos_embed = nn.Parameter(_positions(img_size // patch_size, width))

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weit.models.vit import Attention, Block
+from weit.models.checks import check_sizes
+from weit.models.vit import Block
 
 
 class Embedding(nn.Module):
@@ -38,16 +39,6 @@ class ResidualMLP(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
 
 
-class CausalAttention(Attention):
-    """Attention of each position to itself and those before it, `(B, T, width)` -> `(B, T, width)`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for project in (self.q, self.k, self.v)
-        )
-        return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-
-
 class MLPPolicy(nn.Module):
     """Residual MLP; observations `(B, obs_dim)` -> actions `(B, act_dim)`.
 
@@ -70,7 +61,7 @@ class MLPPolicy(nn.Module):
         self, obs_dim: int = 11, act_dim: int = 3, width: int = 64, depth: int = 3, mlp_ratio: float = 4.0
     ) -> None:
         super().__init__()
-        hidden = _check_sizes(mlp_ratio, obs_dim=obs_dim, act_dim=act_dim, width=width, depth=depth)
+        hidden = check_sizes(mlp_ratio, obs_dim=obs_dim, act_dim=act_dim, width=width, depth=depth)
         self.obs_dim = obs_dim
         self.embed = Embedding(obs_dim, width)
         self.blocks = nn.ModuleList(ResidualMLP(width, hidden) for _ in range(depth))
@@ -122,15 +113,11 @@ class TransformerPolicy(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"obs_dim": obs_dim, "act_dim": act_dim, "context": context, "head_dim": head_dim}
-        hidden = _check_sizes(mlp_ratio, **sizes, width=width, depth=depth)
-        if width % head_dim:
-            raise ValueError(f"head_dim must divide width, got head_dim={head_dim}, width={width}")
+        hidden = check_sizes(mlp_ratio, **sizes, width=width, depth=depth)
         self.obs_dim, self.context = obs_dim, context
         self.embed = Embedding(obs_dim, width)
         self.time_embed = nn.Parameter(torch.empty(1, context, width))
-        self.blocks = nn.ModuleList(Block(width, head_dim, hidden) for _ in range(depth))
-        for block in self.blocks:
-            block.attn = CausalAttention(width, head_dim)
+        self.blocks = nn.ModuleList(Block(width, head_dim, hidden, causal=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, act_dim)
         _reset_parameters(self)
@@ -146,17 +133,6 @@ class TransformerPolicy(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[:, -1]))
-
-
-def _check_sizes(mlp_ratio: float, *, width: int, **sizes: int) -> int:
-    """Raise `ValueError` unless all are positive integers; hidden features of the MLP."""
-    for name, size in {**sizes, "width": width}.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")
-    hidden = int(width * mlp_ratio)
-    if hidden < 1:
-        raise ValueError(f"mlp_ratio must leave at least one hidden feature, got {mlp_ratio!r} with width={width}")
-    return hidden
 
 
 def _check_observations(observations: Tensor, shape: tuple[int, ...]) -> None:

@@ -6,13 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weit.models.checks import check_sizes
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention, `(B, T, width)` -> `(B, T, width)`; heads are consecutive slices of the width."""
+    """Multi-head self-attention, `(B, T, width)` -> `(B, T, width)`; heads are consecutive slices of the width.
 
-    def __init__(self, width: int, head_dim: int) -> None:
+    With `causal` each position attends to itself and those before it.
+    """
+
+    def __init__(self, width: int, head_dim: int, causal: bool = False) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.causal = head_dim, causal
         self.q = nn.Linear(width, width)
         self.k = nn.Linear(width, width)
         self.v = nn.Linear(width, width)
@@ -22,7 +27,7 @@ class Attention(nn.Module):
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for project in (self.q, self.k, self.v)
         )
-        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -40,10 +45,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then the MLP, each added to the residual stream."""
 
-    def __init__(self, width: int, head_dim: int, hidden: int) -> None:
+    def __init__(self, width: int, head_dim: int, hidden: int, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, head_dim)
+        self.attn = Attention(width, head_dim, causal)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, hidden)
 
@@ -83,23 +88,8 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        sizes = {
-            "img_size": img_size,
-            "patch_size": patch_size,
-            "in_chans": in_chans,
-            "num_classes": num_classes,
-        }
-        sizes |= {"width": width, "depth": depth, "head_dim": head_dim}
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        hidden = int(width * mlp_ratio)
-        if hidden < 1:
-            raise ValueError(f"mlp_ratio must leave at least one hidden feature, got {mlp_ratio!r} with width={width}")
-        if img_size % patch_size:
-            raise ValueError(f"patch_size must divide img_size, got patch_size={patch_size}, img_size={img_size}")
-        if width % head_dim:
-            raise ValueError(f"head_dim must divide width, got head_dim={head_dim}, width={width}")
+        sizes = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "num_classes": num_classes}
+        hidden = check_sizes(mlp_ratio, **sizes, width=width, depth=depth, head_dim=head_dim)
         self.patch_embed = nn.Conv2d(in_chans, width, patch_size, patch_size)
         self.pos_embed = nn.Parameter(torch.empty(1, (img_size // patch_size) ** 2, width))
         self.blocks = nn.ModuleList(Block(width, head_dim, hidden) for _ in range(depth))

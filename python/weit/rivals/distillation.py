@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from weit.engine.data import Data
-from weit.engine.loop import Loss
+from weit.engine.objective import Loss
 from weit.rivals.layers import require_source
 from weit.rivals.learning import SoftTargets, learn
 

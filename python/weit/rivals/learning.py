@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from weit.engine.config import TrainConfig
 from weit.engine.data import Data, Inputs
-from weit.engine.loop import Loss, Objective, TrainConfig, outputs_of, train
+from weit.engine.loop import train
+from weit.engine.objective import Loss, Objective, outputs_of
 from weit.pretrain import distillation
 
 

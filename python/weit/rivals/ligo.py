@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weit.engine.data import Data
-from weit.engine.loop import Loss
+from weit.engine.objective import Loss
 from weit.matching import DENSE
 from weit.rivals.axes import Axis, copies, require_fit, require_same_heads, stream_sizes, width_axes
 from weit.rivals.layers import common_blocks, require_source, stack_blocks, unstack_blocks

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weit.engine.data import Data
-from weit.engine.loop import Loss
+from weit.engine.objective import Loss
 from weit.rivals.axes import require_fit
 from weit.rivals.layers import common_blocks, require_source, stack_blocks, unstack_blocks
 from weit.rivals.learning import Composed, SoftTargets, learn

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from weit.engine import Data
-from weit.engine.loop import Loss
+from weit.engine.objective import Loss
 from weit.tasks.idx import read_idx
 from weit.tasks.task import Metric, Size, Task, check_split, evaluating
 

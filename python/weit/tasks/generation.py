@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from weit.engine.loop import Loss
+from weit.engine.objective import Loss
 from weit.files import atomic_write
 from weit.tasks import classification, latents
 from weit.tasks.diffusion import Noisy, sample

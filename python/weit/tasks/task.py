@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from weit.engine import Data
-from weit.engine.loop import Loss
+from weit.engine.objective import Loss
 from weit.models.sizes import Size
 
 SPLITS = ("validation", "test")

@@ -5,7 +5,8 @@ from torch import nn
 import weit
 from weit.masks import Elastic
 from weit.models import VisionTransformer
-from weit.models.policy import CausalAttention, MLPPolicy, TransformerPolicy
+from weit.models.policy import MLPPolicy, TransformerPolicy
+from weit.models.vit import Attention
 from weit.rules import FAMILIES, find_rules
 
 POLICIES = {"mlp": MLPPolicy, "transformer": TransformerPolicy}
@@ -43,7 +44,7 @@ def test_the_transformer_acts_on_all_observations_in_their_order():
 
 
 def test_no_position_sees_a_later_one():
-    attention = CausalAttention(16, 8).double()
+    attention = Attention(16, 8, causal=True).double()
     x = torch.randn(2, 4, 16, dtype=torch.float64)
     for position in range(1, 4):
         other = x.clone()

@@ -1,6 +1,5 @@
 """The compiled convolutions against the float64 reference: path × dtype × layout × window × instruction set × threads."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,25 +81,10 @@ def test_matches_the_reference(case: Conv, dtype: torch.dtype, layout: str, path
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", COMPILED.values(), ids=COMPILED.keys())
-def test_every_instruction_set_of_this_machine(dtype: torch.dtype, path: str) -> None:
-    from weit_kernels import _C
-
-    best = _C.instruction_set()
-    try:
-        for name in _C.instruction_sets():
-            _C.use_instruction_set(name)
-            for case in (LARGE, LARGE_POINTWISE, CASES[2]):
-                assert_as_good_as_dense(case.ours(path), case.reference(), case.operands(dtype), slack=3.0)
-    finally:
-        _C.use_instruction_set(best)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-    torch.use_deterministic_algorithms(False)
+def test_every_instruction_set_of_this_machine(dtype: torch.dtype, path: str, instruction_sets) -> None:
+    for _ in instruction_sets():
+        for case in (LARGE, LARGE_POINTWISE, CASES[2]):
+            assert_as_good_as_dense(case.ours(path), case.reference(), case.operands(dtype), slack=3.0)
 
 
 def gradients(case: Conv, path: str) -> list[Tensor]:
