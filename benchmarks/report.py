@@ -2,7 +2,8 @@
 
     python -m benchmarks.report RESULTS.json [MORE.json ...] [--out docs/benchmarks.md] [--plots docs/img]
 
-Nothing is typed by hand: every number is a result file's.
+Nothing is typed by hand: every number is a result file's. A file called like another one, with "-again" before its
+suffix, is a second run of that one: its ratios are compared with the first run's.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from benchmarks.plots import draw
 from benchmarks.results_file import Results
 from weit.files import atomic_write
 
+_AGAIN = "-again"
 _HEAD = "# Benchmarks\n\nWritten by `python -m benchmarks.report`; the numbers are those of the result files.\n"
 
 
-def document(results: Results, plots: dict[str, str]) -> str:
+def document(results: Results, plots: dict[str, str], again: Results | None = None) -> str:
     """One section for one result file: the machine, every table, and the plots by title and path."""
     facts = ", ".join(f"{name} {value}" for name, value in results.machine.items())
     parts = [f"## {results.name}", facts + "."]
     if results.warning:
         parts.append(f"**{results.warning}**")
-    for table in results.tables():
+    for table in results.tables(again):
         parts += [f"### {table.title}", table.note, table.markdown()]
     parts += [f"### {title}\n\n![{title}]({path})" for title, path in plots.items()]
     return "\n\n".join(parts)
@@ -39,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plots", type=Path, default=Path("docs/img"))
     args = parser.parse_args(argv)
     try:
-        found = [Results.read(path) for path in args.results]
+        found = {results.name: results for results in map(Results.read, args.results)}
     except ValueError as error:
         raise SystemExit(str(error)) from None
     sections = []
-    for results in found:
+    for results in found.values():
+        if results.name.removesuffix(_AGAIN) in found.keys() - {results.name}:
+            continue
         plots = draw(results.rows, args.plots, f"benchmarks-{results.name}-")
         relative = {title: os.path.relpath(plot, args.out.parent) for title, plot in plots.items()}
-        sections.append(document(results, relative))
+        sections.append(document(results, relative, found.get(results.name + _AGAIN)))
     atomic_write(args.out, "\n".join([_HEAD, "\n\n".join(sections), ""]))
     print(f"{args.out}: {len(sections)} result files")
 

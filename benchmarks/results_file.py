@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.memory import tables as memory_tables
+from benchmarks.rerun import rerun
 from benchmarks.tables import Table
 
 
@@ -61,8 +62,8 @@ class Results:
             self.data["weit"]["quick"]
         )
 
-    def tables(self) -> list[Table]:
-        """All tables that have rows, what failed first."""
+    def tables(self, again: Results | None = None) -> list[Table]:
+        """All tables that have rows, what failed first; with a second run, how far that one is from this."""
         found = self.data["weit"]
         every = [
             tables.outcomes("FAILED", "Raised, or computed something else than the reference: not timed.",
@@ -74,6 +75,7 @@ class Results:
             memory_tables.budgets(found["budgets"]),
             tables.whole_models(self.rows),
             tables.growth(self.rows),
+            *([rerun(self.rows, again.rows)] if again else []),
             tables.outcomes("What could not run, and why", "Grouped by reason, with the number of cases.", found["not_run"]),
         ]  # fmt: skip
         return [table for table in every if table.rows]

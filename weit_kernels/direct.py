@@ -24,8 +24,9 @@ def key(tensors: tuple[Tensor | None, ...], choice: tuple[Any, ...]) -> Hashable
     """What decides how a call without gradients runs; ``None`` for a call that must go the long way."""
     if torch.compiler.is_compiling():  # first of all: what follows is not for tracing
         return None
-    if any(type(setting) not in _SETTINGS for setting in choice):  # True equals 1, and would be taken for it
-        return None
+    for setting in choice:  # True equals 1, and would be taken for it
+        if type(setting) not in _SETTINGS and not (type(setting) is tuple and all(type(n) is int for n in setting)):
+            return None
     train = torch.is_grad_enabled()
     sizes: list[Any] = [choice]
     for tensor in tensors:

@@ -125,6 +125,19 @@ def settled_linear(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, .
     return _on_its_device(linear) if x.is_cuda else linear
 
 
+def settled_conv(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Callable[..., Tensor] | None:
+    """The same for a convolution: ``x (B, in, *spatial)``, ``T (N, p, q, *kernel)``; the result takes no ``out``."""
+    chosen = _CHOSEN.get((x.shape, T.shape, S.shape, out, x.dtype, x.device, args))
+    if chosen is None:
+        return None
+    settings = ConvArgs(*args[:5])
+
+    def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
+        return chosen.conv(x.contiguous(), T, S, _dense(bias), out, settings)
+
+    return _on_its_device(conv) if x.is_cuda else conv
+
+
 def _tuned(
     request: Request, plan: Plan, calls: Any, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]
 ) -> Plan:

@@ -2,7 +2,7 @@
 // result stays in this core's cache. See chain.h for the formulas, tiles.h for panels.
 #pragma once
 
-#include "factors.h"
+#include "lanes.h"
 #include "sums.h"
 #include "tokens.h"
 
@@ -10,19 +10,6 @@ namespace {
 
 using weit::Lines;
 using weit::lines_of;
-using weit::Part;
-
-// Hands out aligned pieces of one buffer, null for none; without a buffer it only counts.
-struct Scratch {
-  char *base;
-  int64_t used = 0;
-  template <class U>
-  U *take(int64_t count) {
-    U *piece = base && count ? reinterpret_cast<U *>(base + used) : nullptr;
-    used += (count * int64_t(sizeof(U)) + 63) / 64 * 64;
-    return piece;
-  }
-};
 
 template <class E, class Op>
 struct Chain : Factors<E, Op> {
@@ -68,7 +55,15 @@ struct Chain : Factors<E, Op> {
     }
   };
 
+  static int64_t line(const Job &job) {
+    if constexpr (!kPairs)
+      if (Lanes<E, Op>::serves(job)) return kWidth;
+    return job.windowed ? job.near.width : 1;
+  }
+
   static int64_t block_size(const Job &job, int64_t tokens) {
+    if constexpr (!kPairs)
+      if (Lanes<E, Op>::serves(job)) return Lanes<E, Op>::block_size(job, tokens);
     Scratch count{nullptr};
     Room room(count, job, tokens);
     return count.used;
@@ -236,6 +231,8 @@ struct Chain : Factors<E, Op> {
   }
 
   static void run(const Job &job, const Part &part) {
+    if constexpr (!kPairs)
+      if (Lanes<E, Op>::serves(job)) return Lanes<E, Op>::run(job, part);
     Scratch scratch{static_cast<char *>(part.scratch)};
     Room room(scratch, job, job.block);
     find_stretches(job, room);
@@ -266,8 +263,8 @@ struct Chain : Factors<E, Op> {
   }
 
   static constexpr weit::Kernels table() {
-    return {kWidth, sizeof(A), Base::packed_Z_size, Base::packed_dx_size, block_size, Base::pack_S, Base::pack_T, run,
-            finish_dT<E, A, kWidth>, finish_dS<E, A>};
+    return {kWidth, sizeof(A), line, Base::packed_Z_size, Base::packed_dx_size, block_size, Base::pack_S, Base::pack_T,
+            run, finish_dT<E, A, kWidth>, finish_dS<E, A>};
   }
 };
 

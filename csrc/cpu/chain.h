@@ -46,7 +46,7 @@ struct Job {
   void *packed_Z, *packed_dx;  // T in the order in which Z and dx read it; null: pack where it is used
   void *S_mix, *S_unmix;       // S as [t, j, i] and [i, t, j]
   int64_t *rows;               // row of (t, j) in Z and V, in steps of one panel row
-  int64_t block;               // most tokens at a time; whole lines of an image where there is a window
+  int64_t block;               // most tokens at a time
 };
 
 // The part of a job that one core does on its own: tokens b, panels of a (for y), panels of k (for dx).
@@ -60,6 +60,7 @@ struct Part {
 struct Kernels {
   int64_t width;     // columns of a panel
   int64_t sum_size;  // of a number in the accumulators
+  int64_t (*line)(const Job &);  // tokens that stay together; a block is some lines
   int64_t (*packed_Z_size)(const Job &);
   int64_t (*packed_dx_size)(const Job &);
   int64_t (*block_size)(const Job &, int64_t tokens);  // scratch for a block of so many tokens

@@ -148,10 +148,10 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
   job.dT = dT != nullptr, job.dS = dS != nullptr;
   const bool reads_Z = job.y || job.dS, sums_up = job.dT || job.dS;
 
-  // Blocks: as many tokens as fit, whole lines where there is a window, the templates packed elsewhere.
+  // Blocks: as many lines of tokens as fit, the templates packed elsewhere.
   job.packed_Z = reads_Z ? &job : nullptr;
   job.packed_dx = job.dx ? &job : nullptr;
-  const int64_t line = job.windowed ? job.near.width : 1, lines = job.M / line;
+  const int64_t line = kernels.line(job), lines = ceil_div(job.M, line);
   const int64_t most = most_lines(job, kernels, line);
 
   const int64_t products = (reads_Z ? 1 : 0) + (job.dx ? 1 : 0) + (job.dT ? 1 : 0);
@@ -197,7 +197,8 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     } else if (by_columns) {
       part.k0 = share(k_panels, parts, i).begin, part.k1 = share(k_panels, parts, i).end;
     } else {
-      part.b0 = share(lines, parts, i).begin * line, part.b1 = share(lines, parts, i).end * line;
+      part.b0 = share(lines, parts, i).begin * line;
+      part.b1 = std::min(share(lines, parts, i).end * line, job.M);
     }
     if (dT_size) std::memset(part.dT, 0, dT_size);
     if (dS_size) std::memset(part.dS, 0, dS_size);

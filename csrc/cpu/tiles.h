@@ -68,7 +68,7 @@ struct Stretches {
 // c[rows] (+)= A B: the inner axis runs along A's columns.
 template <class Op, int ROWS>
 void along_tile(
-    const typename Op::Word *a, int64_t, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const typename Op::Word *a, int64_t, const typename Op::Word *b, const Stretches &s, typename Op::Sum *c,
     const int64_t *rows, bool add) {
   typename Op::V sum[ROWS][2] = {};
   constexpr int64_t kRow = 2 * Op::kLanes / Op::kPack;
@@ -80,7 +80,7 @@ void along_tile(
 // c[rows] (+)= A^T B: the inner axis runs down A's rows, `a_row` words apart.
 template <class Op, int ROWS>
 void down_tile(
-    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, typename Op::Sum *c,
     const int64_t *rows, bool add) {
   typename Op::V sum[ROWS][2] = {};
   for (int64_t i = 0; i < s.count; ++i)
@@ -90,7 +90,7 @@ void down_tile(
 
 template <class Op>
 using Tile = void (*)(
-    const typename Op::Word *, int64_t, const typename Op::Word *, Stretches, typename Op::Sum *, const int64_t *,
+    const typename Op::Word *, int64_t, const typename Op::Word *, const Stretches &, typename Op::Sum *, const int64_t *,
     bool);
 
 template <class Op, bool DOWN, int ROWS>
@@ -104,21 +104,32 @@ struct Tiles<Op, DOWN, 0> {
 template <class Op, bool DOWN>
 constexpr Tiles<Op, DOWN, MAX_ROWS> kTiles{};
 
-// All rows of a product, in tiles of nearly equal height. `rows[r]` is the panel row of c where row r goes; null: r.
-// `a_row` is for products down A.
+// How high the first tile is when `count` rows are cut into as few as possible, all nearly equally high. Beyond the
+// table's end a tile of full height always leaves such a rest. A table, since small products feel a division.
+struct Heights {
+  int8_t of[MAX_ROWS * MAX_ROWS] = {};
+  constexpr Heights() {
+    for (int count = 1; count < MAX_ROWS * MAX_ROWS; ++count) {
+      const int tiles = (count + MAX_ROWS - 1) / MAX_ROWS;
+      of[count] = int8_t((count + tiles - 1) / tiles);
+    }
+  }
+};
+constexpr Heights kHeights{};
+
+// All rows of a product. `rows[r]` is the panel row of c where row r goes; null: r. `a_row` is for products down A.
 template <class Op, bool DOWN>
 void product(
-    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, Stretches s, typename Op::Sum *c,
+    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, typename Op::Sum *c,
     const int64_t *rows, int64_t count, bool add) {
   const int64_t next = DOWN ? 1 : 2 * Op::kLanes / Op::kPack;
-  for (int64_t r = 0, left = (count + MAX_ROWS - 1) / MAX_ROWS; left > 0; --left) {
-    const int64_t height = (count - r + left - 1) / left;
-    const auto tile = kTiles<Op, DOWN>.of[height];
+  for (int64_t height; count > 0; count -= height, a += height * next) {
+    height = count < MAX_ROWS * MAX_ROWS ? kHeights.of[count] : MAX_ROWS;
+    kTiles<Op, DOWN>.of[height](a, a_row, b, s, c, rows, add);
     if (rows)
-      tile(a + r * next, a_row, b, s, c, rows + r, add);
+      rows += height;
     else
-      tile(a + r * next, a_row, b, s, c + r * 2 * Op::kLanes, nullptr, add);
-    r += height;
+      c += height * 2 * Op::kLanes;
   }
 }
 

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
+from benchmarks import cores
 from benchmarks.conftest import pytest_runtest_makereport
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.weit import Kron
@@ -55,6 +56,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
     assert info["ratio"] == pytest.approx(info["dense_seconds"] / 1e-3)
     assert 0 <= info["error"] < 1e-5
     assert info["dense_iqr"] >= 0
+    assert info["cores"] > 0
     assert info["plan"].endswith(("torch", "cpp"))
     assert not record.failed
     assert not record.not_run
@@ -141,3 +143,17 @@ def test_options_are_read() -> None:
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(pytest.UsageError, match=message):
         read_options(given(**wrong))
+
+
+def test_cores_are_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = iter([0.5, 0.6, 0.95, 0.4])
+    monkeypatch.setattr(cores, "share", lambda: next(given))
+    monkeypatch.setattr(cores.time, "sleep", lambda _: None)
+    assert cores.wait(60) == 0.95
+    assert cores.wait(0) == 0.4
+
+
+def test_a_look_at_the_cores_leaves_the_threads_as_they_are() -> None:
+    threads = torch.get_num_threads()
+    assert cores.share() > 0
+    assert torch.get_num_threads() == threads

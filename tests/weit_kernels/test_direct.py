@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.weit_kernels.cases import CASES, LAYOUTS, PATHS, RAGGED, Case, reference_linear, relative_error
-from weit_kernels import direct, kron_linear
+from weit_kernels import direct, kron_conv2d, kron_linear, reference
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +140,40 @@ def test_it_forgets_rather_than_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows in range(1, 12):
         ours(torch.randn(rows, RAGGED.in_features), T, S, b)
         assert 0 < len(direct._SEEN) <= 4
+
+
+CONV = {"stride": (2, 1), "padding": 1, "dilation": (1, 2)}
+
+
+def conv_operands(*, taps: int = 3, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (2, 10, 9, 8), (3, 5, 4, taps, taps), (3, 2, 3), (10,)
+    return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("taps", "settings"), [(3, CONV), (3, {"padding": "same"}), (1, {}), (1, {"padding": 1})])
+def test_the_second_convolution_equals_the_first(taps: int, settings: dict[str, object], layout: str) -> None:
+    given = {**settings, "layout": layout}
+    first, second = conv_operands(taps=taps), conv_operands(taps=taps, seed=1)
+    for operands in (first, second, [second[0].transpose(2, 3).contiguous().transpose(2, 3), *second[1:]]):
+        expected = reference.kron_conv(*operands, **given)
+        for x in (operands[0], operands[0].to(memory_format=torch.channels_last)):
+            got = kron_conv2d(x, *operands[1:], **given)
+            assert got.shape == expected.shape
+            assert relative_error(got, expected) < 1e-13
+    assert bool(direct._SEEN) == (layout == "block")
+
+
+def test_what_a_known_convolution_must_not_hide() -> None:
+    x, T, S, b = conv_operands()
+    expected = kron_conv2d(x, T, S, b, **CONV)
+    (key,) = direct._SEEN
+    assert relative_error(kron_conv2d(x, T, S, b, **{**CONV, "stride": [2, 1]}), expected) < 1e-13
+    with pytest.raises(ValueError, match="padding"):
+        kron_conv2d(x, T, S, b, **{**CONV, "padding": True})
+    with pytest.raises(ValueError, match="stride"):
+        kron_conv2d(x, T, S, b, **{**CONV, "stride": (2, True)})
+    assert list(direct._SEEN) == [key]
+    (grad,) = torch.autograd.grad(kron_conv2d(x, T.requires_grad_(), S, b, **CONV).sum(), T)
+    assert grad.shape == T.shape
