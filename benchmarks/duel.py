@@ -12,7 +12,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import weit_kernels
-from benchmarks import cores
+from benchmarks import pace
 from benchmarks.contenders import AUTO, DENSE, Contender
 from benchmarks.operands import Operands, check, errors, make_step, operands
 from benchmarks.options import Options
@@ -67,10 +67,10 @@ def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: O
 
     Returns:
         Medians and interquartile ranges of both in seconds, and the median of the rounds' ratios: neighbours in time meet
-        the same machine, so that slow drifts and bursts of others cancel. On a CPU also the share of its cores that the
-        machine gave, before or after, whichever is less: parts of equal size wait for the slowest core.
+        the same machine, so that slow drifts and bursts of others cancel. On a CPU also ``gflops``, what a matrix product
+        came to before or after, whichever is less: on a slow machine both layers suffer, not equally.
     """
-    whole = cores.wait(0 if options.quick else cores.PATIENCE) if options.cpu else 1.0
+    before = pace.wait(0 if options.quick else pace.PATIENCE) if options.cpu else 0.0
     theirs_seconds: list[float] = []
     once = _seconds(theirs) + _seconds(ours)
     short = once < SHORT
@@ -94,7 +94,7 @@ def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: O
         "dense_seconds": dense,
         "dense_iqr": high - low,
         "ratio": statistics.median(d / o for d, o in zip(theirs_seconds, stats.data, strict=True)),
-        **({"cores": min(whole, cores.share())} if options.cpu else {}),
+        **({"gflops": min(before, pace.gflops())} if options.cpu else {}),
     }
 
 

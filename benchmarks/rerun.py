@@ -1,4 +1,4 @@
-"""Two runs of the suites side by side: which ratios agree, and how whole the cores were where they do not."""
+"""Two runs of the suites side by side: which ratios agree, and how fast the machine was where they do not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
     for who in dict.fromkeys(case[:2] for case in apart):
         found = {case: change for case, change in apart.items() if case[:2] == who}
         others = [
-            f"{case[2]} {change:+.0%} (cores {_cores(first[case])} and {_cores(second[case])})"
+            f"{case[2]} {change:+.0%} ({_pace(first[case])} and {_pace(second[case])})"
             for case, change in found.items()
             if abs(change) > AGREES
         ]
@@ -30,7 +30,7 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
     return Table(
         "The same, run again",
         f"How far the ratios of a second run are from those above: how many by no more than {AGREES:.0%}, the median, and "
-        "the others, with the share of its cores that the machine gave in both runs.",
+        "the others, with the GFLOP/s of a dense matrix product beside both.",
         ("suite", "contender", "ratios", "agree", "median", "others"),
         lines,
         reason=True,
@@ -43,5 +43,5 @@ def _case(row: Row) -> Case:
     return row["suite"], row["contender"], f"{row['shape']} {row['phase']}"
 
 
-def _cores(row: Row) -> str:
-    return f"{row['cores']:.2f}" if "cores" in row else "unknown"
+def _pace(row: Row) -> str:
+    return f"{row['gflops']:.0f}" if "gflops" in row else "unknown"

@@ -72,7 +72,7 @@ def ours(rows: Sequence[Row]) -> Table:
                 f"{best} {forced[best]:.2f}" if best else "",
                 _ratio(found, MATERIALISED),
                 _ratio(found, COMPILED),
-                f"{auto['cores']:.2f}" if "cores" in auto else "",
+                f"{auto['gflops']:.0f}" if "gflops" in auto else "",
             ]
         )
     return Table(
@@ -81,11 +81,11 @@ def ours(rows: Sequence[Row]) -> Table:
         "as the dense layer of the same rounds. `limit` is that ratio if operations alone counted; in training they include "
         "this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed the limit. "
         "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
-        "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`; `cores` is the share "
-        "of its cores that the machine gave to a matrix product next to the timing of `auto`, by which both layers suffer, "
-        "not equally.",
+        "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`; `GFLOP/s` is what "
+        "the machine gave to a dense matrix product next to the timing of `auto`: where it is low, others used its cores, "
+        "from which both layers suffer, not equally.",
         ("shape", "phase", "rows", "dense", "auto", "ratio", "limit", "share", "plan", "best path", MATERIALISED,
-         "compiled", "cores"),
+         "compiled", "GFLOP/s"),
         lines,
     )  # fmt: skip
 

@@ -244,4 +244,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("instruction_sets", &weit::instruction_sets, "Those with kernels for this CPU, the best first.");
   module.def("instruction_set", &weit::instruction_set, "The one in use.");
   module.def("use_instruction_set", &weit::use_instruction_set, "Use another, for tests; not while others compute.");
+  module.def("block_bytes", &weit::block_bytes, "What one core's block of tokens may take.");
 }

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from weit_kernels.paths.convolution import ConvArgs
+from weit_kernels.shapes import KronShape
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_PANEL = 16  # columns of a panel in float32 on CPUs with AVX2
 
 
 try:
-    importlib.import_module("weit_kernels._C")  # registers torch.ops.weit_cpp
+    _C = importlib.import_module("weit_kernels._C")  # registers torch.ops.weit_cpp
 except ImportError as error:
     _missing = isinstance(error, ModuleNotFoundError) or "cannot import name" in str(error)
     _reason = (
@@ -36,6 +38,19 @@ def why_not() -> str:
 def supports(dtype: torch.dtype) -> str:
     """Why the kernels cannot compute in a dtype; empty if they can."""
     return "" if dtype in DTYPES else f"the compiled kernels take float32, float64 and bfloat16, not {dtype}"
+
+
+def workspace_bytes(s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool) -> int:
+    """About what a call takes beside its results: templates in panels, every core's sums, and one core's block of rows.
+
+    Other cores have a block each as well; like the rest it stays with its thread for later calls.
+    """
+    itemsize, threads = max(4, dtype.itemsize), torch.get_num_threads()
+    whole, others = (s.n * s.q, s.m + s.N * s.n) if path == "templates_first" else (s.m * s.p, s.n + s.N * s.m)
+    row = itemsize * (whole + others * _PANEL) * (2 if backward else 1)
+    factors = itemsize * s.N * s.p * s.q * s.taps
+    sums = threads * (factors + itemsize * s.N * s.m * s.n) if backward else 0
+    return (2 if backward else 1) * factors + sums + min(_C.block_bytes(), row * -(-rows // threads))
 
 
 def _path(scalers_first: bool) -> SimpleNamespace:

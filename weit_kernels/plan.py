@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from weit_kernels import tune
+from weit_kernels import cpp, tune
 from weit_kernels.backends import pairs, require_runnable, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
@@ -270,7 +270,7 @@ def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuR
                 flops=sum(product.flops for product in products),
                 bytes=r.dtype.itemsize * (sum(p.elements for p in products) + 2 * sum(c.copied for c in costs)),
                 workspace_bytes=max(
-                    _workspace(c, path, backend, phase) for c, phase in zip(costs, phases, strict=True)
+                    _workspace(r, c, path, backend, phase) for c, phase in zip(costs, phases, strict=True)
                 ),
                 seconds=sum(
                     rates.seconds(work(r, path, backend, phase), r.dtype.itemsize, _fused(path, backend, phase), moved)
@@ -287,8 +287,10 @@ def _fused(path: str, backend: str, phase: str) -> bool:
     return backend in ("triton", "cuda") and path != "panel" and (path != "on_the_fly" or phase == "forward")
 
 
-def _workspace(cost: Cost, path: str, backend: str, phase: str) -> int:
-    """Bytes beside the results: what the path says, or a fused backward pass's partial sums at the most."""
+def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str) -> int:
+    """Bytes beside the results: what the path says, a fused backward pass's partial sums at the most."""
+    if backend == "cpp":
+        return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, phase == "backward")
     return (0 if phase == "forward" else GPU_BLOCK_BYTES) if _fused(path, backend, phase) else cost.workspace
 
 

@@ -1,14 +1,12 @@
 #include "driver.h"
 
 #include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
 namespace weit {
 namespace {
@@ -18,25 +16,22 @@ constexpr int64_t kLeastWork = 400'000;
 // Parts of a sum over tokens when the result must not depend on the number of threads.
 constexpr int64_t kFixedParts = 8;
 
-// Memory that grows to the largest call of its thread and stays: a fresh allocation of some MiB costs page faults.
+// Memory that grows to the largest call of its thread and stays: a fresh allocation of some MiB costs page faults. It is
+// torch's, so that its profiler counts it and its error says what was asked for.
 class Buffer {
  public:
   void *get(int64_t size) {
     if (size > size_) {
-      memory_.reset();
+      memory_.clear();
       size_ = 0;
-      memory_.reset(std::aligned_alloc(64, ceil_div(size, 64) * 64));
-      if (!memory_) throw std::bad_alloc();
+      memory_ = c10::GetCPUAllocator()->allocate(size);
       size_ = size;
     }
     return memory_.get();
   }
 
  private:
-  struct Free {
-    void operator()(void *p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory_;
+  c10::DataPtr memory_;
   int64_t size_ = 0;
 };
 
@@ -85,20 +80,6 @@ const Kernels &kernels_of(const Job &job, Element element) {
   return set.kernels(element);
 }
 
-// Bytes that one block of tokens may take: five eighths of a core's own cache, the rest is for the templates that
-// stream through it.
-int64_t block_bytes() {
-  static const int64_t bytes = [] {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or less where the system does not say
-#else
-    const int64_t cache = 0;
-#endif
-    return std::clamp<int64_t>(cache > 0 ? cache : 1 << 20, 256 << 10, 2 << 20) * 5 / 8;
-  }();
-  return bytes;
-}
-
 // Lines of so many tokens that one block takes at the most.
 int64_t most_lines(const Job &job, const Kernels &kernels, int64_t line) {
   constexpr int64_t kMany = 64;
@@ -121,6 +102,18 @@ void parallel(int64_t count, const F &f) {
 }
 
 }  // namespace
+
+int64_t block_bytes() {
+  static const int64_t bytes = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or less where the system does not say
+#else
+    const int64_t cache = 0;
+#endif
+    return std::clamp<int64_t>(cache > 0 ? cache : 1 << 20, 256 << 10, 2 << 20) * 5 / 8;
+  }();
+  return bytes;
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

@@ -18,4 +18,8 @@ std::vector<std::string> instruction_sets();
 std::string instruction_set();
 void use_instruction_set(const std::string &name);
 
+// Bytes that one core's block of tokens may take: five eighths of its own cache, the rest is for the templates that
+// stream through it.
+int64_t block_bytes();
+
 }  // namespace weit

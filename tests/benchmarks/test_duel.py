@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
-from benchmarks import cores
+from benchmarks import pace
 from benchmarks.conftest import pytest_runtest_makereport
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.weit import Kron
@@ -56,7 +56,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
     assert info["ratio"] == pytest.approx(info["dense_seconds"] / 1e-3)
     assert 0 <= info["error"] < 1e-5
     assert info["dense_iqr"] >= 0
-    assert info["cores"] > 0
+    assert info["gflops"] > 0
     assert info["plan"].endswith(("torch", "cpp"))
     assert not record.failed
     assert not record.not_run
@@ -145,15 +145,16 @@ def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
         read_options(given(**wrong))
 
 
-def test_cores_are_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = iter([0.5, 0.6, 0.95, 0.4])
-    monkeypatch.setattr(cores, "share", lambda: next(given))
-    monkeypatch.setattr(cores.time, "sleep", lambda _: None)
-    assert cores.wait(60) == 0.95
-    assert cores.wait(0) == 0.4
+def test_a_slow_machine_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = iter([60.0, 70.0, 95.0, 40.0])
+    monkeypatch.setattr(pace, "_fastest", 100.0)
+    monkeypatch.setattr(pace, "gflops", lambda: next(given))
+    monkeypatch.setattr(pace.time, "sleep", lambda _: None)
+    assert pace.wait(60) == 95.0
+    assert pace.wait(0) == 40.0
 
 
-def test_a_look_at_the_cores_leaves_the_threads_as_they_are() -> None:
-    threads = torch.get_num_threads()
-    assert cores.share() > 0
-    assert torch.get_num_threads() == threads
+def test_the_fastest_pace_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_fastest", 0.0)
+    found = [pace.gflops() for _ in range(3)]
+    assert pace._fastest == max(found) > 0

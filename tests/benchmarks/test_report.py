@@ -27,7 +27,7 @@ def made_up() -> dict[str, Any]:
     growth = {"suite": "growth", "what": "one layer", "axis": "N", "seconds": 0.01, "iqr": 0.001}
     growth |= {"dense_seconds": 0.02, "dense_iqr": 0.001, "ratio": 2.0}
     rows = [
-        figures("linear", "auto", 3.25, plan="templates_first_torch", cores=0.97),
+        figures("linear", "auto", 3.25, plan="templates_first_torch", gflops=160.3),
         figures("linear", "scalers_first_torch", 3.5),
         figures("linear", "materialised", 0.9),
         figures("peers", "auto", 3.25, plan="templates_first_torch"),
@@ -74,7 +74,7 @@ def test_the_document_holds_every_table(file: Path, tmp_path: Path) -> None:
         "## made-up",
         "processor made up, cores 2, threads 2, device cpu, dtype float32, commit 0123456789ab with local changes",
         "| llm_4096 | train | 256 | 10.000 ± 0.010 | 3.077 ± 0.010 | 3.25 | 3.70 | 0.88 | templates_first_torch "
-        "| scalers_first_torch 3.50 | 0.90 |  | 0.97 |",
+        "| scalers_first_torch 3.50 | 0.90 |  | 160 |",
         "| llm_4096 | train | 256 | 3.25 | 3.30 | 0.50 | opt_einsum |",
         "`opt_einsum`: how opt_einsum works.",
         "| resnet50 | 4 | 25.0 M | 2.0 M | 8.00 | 6.00 | 0.75 |",
@@ -94,7 +94,7 @@ def test_the_document_holds_every_table(file: Path, tmp_path: Path) -> None:
 def test_a_second_run_is_compared_with_the_first(file: Path, tmp_path: Path) -> None:
     data = made_up()
     rows = [bench["extra_info"] for bench in data["benchmarks"]]
-    rows[0] |= {"ratio": 4.0, "cores": 0.55}
+    rows[0] |= {"ratio": 4.0, "gflops": 80.0}
     rows[1]["ratio"] = 3.4
     rows[-2]["ratio"] = 1.7
     again = tmp_path / "made-up-again.json"
@@ -102,9 +102,9 @@ def test_a_second_run_is_compared_with_the_first(file: Path, tmp_path: Path) -> 
     out = tmp_path / "benchmarks.md"
     report.main([str(again), str(file), "--out", str(out), "--plots", str(tmp_path)])
     text = out.read_text()
-    assert "| linear | auto | 1 | 0 | 23.1% | llm_4096 train +23% (cores 0.97 and 0.55) |" in text
+    assert "| linear | auto | 1 | 0 | 23.1% | llm_4096 train +23% (160 and 80) |" in text
     assert "| linear | scalers_first_torch | 1 | 1 | 2.9% |  |" in text
-    assert "| growth | auto | 3 | 2 | 0.0% | one layer, N 4 -15% (cores unknown and unknown) |" in text
+    assert "| growth | auto | 3 | 2 | 0.0% | one layer, N 4 -15% (unknown and unknown) |" in text
     assert text.count("\n## ") == 1
     report.main([str(again), "--out", str(out), "--plots", str(tmp_path)])
     assert "## made-up-again" in out.read_text()
