@@ -33,6 +33,21 @@ def document(results: Results, plots: dict[str, str], again: Results | None = No
     return "\n\n".join(parts)
 
 
+def _by_name(paths: Sequence[Path]) -> dict[str, Results]:
+    """Raises ``ValueError`` for a file that is none, two of one name, or a second run that measured something else."""
+    found: dict[str, Results] = {}
+    for results in map(Results.read, paths):
+        if results.name in found:
+            raise ValueError(f"two files are called {results.name}")
+        found[results.name] = results
+    for name, results in found.items():
+        first = found.get(name.removesuffix(_AGAIN), results)
+        for what in ("device", "dtype", "quick"):
+            if results.data["weit"][what] != first.data["weit"][what]:
+                raise ValueError(f"{name} is no second run of {first.name}: they differ in {what}")
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the document and its plots; exits with status 1 and one line if a file is no result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plots", type=Path, default=Path("docs/img"))
     args = parser.parse_args(argv)
     try:
-        found = {results.name: results for results in map(Results.read, args.results)}
+        found = _by_name(args.results)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     sections = []

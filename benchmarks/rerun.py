@@ -17,6 +17,7 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
     """How far the ratios of a second run are from the first one's, by suite and contender."""
     first, second = ({_case(row): row for row in some} for some in (rows, again))
     apart = {case: second[case]["ratio"] / first[case]["ratio"] - 1 for case in first if case in second}
+    alone = len(first.keys() ^ second.keys())
     lines = []
     for who in dict.fromkeys(case[:2] for case in apart):
         found = {case: change for case, change in apart.items() if case[:2] == who}
@@ -26,11 +27,11 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
             if abs(change) > AGREES
         ]
         median = statistics.median(map(abs, found.values()))
-        lines.append([*who, f"{len(found)}", f"{len(found) - len(others)}", f"{median:.1%}", ", ".join(others)])
+        lines.append([*who, f"{len(found)}", f"{len(found) - len(others)}", f"{median:.1%}", "; ".join(others)])
     return Table(
         "The same, run again",
         f"How far the ratios of a second run are from those above: how many by no more than {AGREES:.0%}, the median, and "
-        "the others, with the GFLOP/s of a dense matrix product beside both.",
+        f"the others, with the GFLOP/s of a dense matrix product beside both. {alone} cases are in one of the runs only.",
         ("suite", "contender", "ratios", "agree", "median", "others"),
         lines,
         reason=True,

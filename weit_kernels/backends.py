@@ -11,13 +11,14 @@ from types import ModuleType
 
 import torch
 
+from weit_kernels import cpp
 from weit_kernels.paths import PATHS
 from weit_kernels.shapes import BACKENDS, check_choice
 from weit_kernels.shapes import PATHS as PATH_NAMES
 
 
 def module(path: str, backend: str) -> ModuleType:
-    """The module that computes ``path`` on ``backend``; backends other than torch are imported on first use."""
+    """The module that computes ``path`` on ``backend``; Triton's and CUDA's are imported on first use."""
     if backend == "torch":
         return PATHS[path]
     return importlib.import_module(f"weit_kernels.{backend}").PATHS[path]
@@ -72,9 +73,6 @@ def _why_not_cpp(
 ) -> str:
     if device_type != "cpu":
         return f"the compiled kernels are for CPUs, the tensors are on {device_type}"
-    if not _installed("weit_kernels.cpp"):
-        return "no cpp kernels are built into this version"
-    cpp = importlib.import_module("weit_kernels.cpp")
     if reason := cpp.why_not():
         return reason
     if path not in cpp.PATHS:

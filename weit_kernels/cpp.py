@@ -14,7 +14,7 @@ from weit_kernels.shapes import KronShape
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_PANEL = 16  # columns of a panel in float32 on CPUs with AVX2
+FIXED_PARTS = 8  # of sums over rows where the result must not depend on the number of threads: csrc/cpu/driver.cpp
 
 
 try:
@@ -27,7 +27,7 @@ except ImportError as error:
         else f"the compiled extension does not load: {error}"
     )
 else:
-    _reason = ""
+    _reason = "" if hasattr(_C, "block_bytes") else "the compiled extension is older than this package: build it again"
 
 
 def why_not() -> str:
@@ -40,17 +40,23 @@ def supports(dtype: torch.dtype) -> str:
     return "" if dtype in DTYPES else f"the compiled kernels take float32, float64 and bfloat16, not {dtype}"
 
 
-def workspace_bytes(s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool) -> int:
-    """About what a call takes beside its results: templates in panels, every core's sums, and one core's block of rows.
+def panel_width(dtype: torch.dtype) -> int:
+    """Columns of a panel on CPUs with AVX2: two registers of what is summed. Others have half or twice as many."""
+    return 64 // max(4, dtype.itemsize)
+
+
+def workspace_bytes(s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool, parts: int) -> int:
+    """About what a call takes beside its results: templates in panels, sums over rows in ``parts``, one core's block.
 
     Other cores have a block each as well; like the rest it stays with its thread for later calls.
     """
-    itemsize, threads = max(4, dtype.itemsize), torch.get_num_threads()
+    itemsize, passes = max(4, dtype.itemsize), 2 if backward else 1
     whole, others = (s.n * s.q, s.m + s.N * s.n) if path == "templates_first" else (s.m * s.p, s.n + s.N * s.m)
-    row = itemsize * (whole + others * _PANEL) * (2 if backward else 1)
+    row = itemsize * (whole + others * panel_width(dtype)) * passes
     factors = itemsize * s.N * s.p * s.q * s.taps
-    sums = threads * (factors + itemsize * s.N * s.m * s.n) if backward else 0
-    return (2 if backward else 1) * factors + sums + min(_C.block_bytes(), row * -(-rows // threads))
+    sums = min(parts, rows) * (factors + itemsize * s.N * s.m * s.n) if backward else 0
+    by_tap = passes * factors if s.taps > 1 else 0
+    return passes * factors + by_tap + sums + min(_C.block_bytes(), row * -(-rows // parts))
 
 
 def _path(scalers_first: bool) -> SimpleNamespace:
@@ -64,9 +70,8 @@ def _path(scalers_first: bool) -> SimpleNamespace:
 
     def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: ConvArgs) -> Tensor:
         """``x (B, in, *spatial)`` → ``(B, out, *spatial')``; what ``backends.why_not`` lets through."""
-        size = args.output_size(x.shape[2:], T.shape[3:])
         y = torch.ops.weit_cpp.conv.default(_images(x), _taps(T), S, bias, out, *_axes(args), scalers_first)
-        return y.view(x.shape[0], out, *size)
+        return y if x.dim() == 4 else y.view(x.shape[0], out, *args.output_size(x.shape[2:], T.shape[3:]))
 
     def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], args: ConvArgs) -> Grads:
         """``dy (B, out, *spatial')``, ``x (B, in, *spatial)`` → gradients of ``x``, ``T`` and ``S``."""

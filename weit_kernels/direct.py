@@ -58,6 +58,6 @@ def recall(key: Hashable) -> Callable[..., Tensor] | None:
 
 def remember(key: Hashable, function: Callable[..., Tensor]) -> None:
     """Use ``function(*tensors)`` for calls with this key from now on."""
-    if len(_SEEN) >= _MOST:
+    if key not in _SEEN and len(_SEEN) >= _MOST:
         _SEEN.clear()
     _SEEN[key] = function

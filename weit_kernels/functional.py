@@ -206,7 +206,7 @@ def _conv(
 ) -> Tensor:
     choices = (dims, stride, padding, dilation, groups, out_channels, layout, path, backend)
     key = direct.key((x, templates, scalers, bias), choices)
-    if key is not None and x.is_contiguous() and (known := direct.recall(key)) is not None:
+    if key is not None and (known := direct.recall(key)) is not None and x.is_contiguous():
         return known(x, templates, scalers, bias)
     shape = check_conv(dims, x, templates, scalers, bias, groups, out_channels, layout)
     strides, dilations = per_axis("stride", stride, dims, 1), per_axis("dilation", dilation, dims, 1)
@@ -242,7 +242,12 @@ def _conv(
     else:
         out, args = shape.out_features, (*settings, layout, *choice)
         y = call("kron_conv", maps, templates, scalers, bias, out, *args)
-        if key is not None and maps is x and (conv := settled_conv(x, templates, scalers, out, args)):
+        if (
+            key is not None
+            and maps is x
+            and x.is_contiguous()
+            and (conv := settled_conv(x, templates, scalers, out, args))
+        ):
             direct.remember(key, conv)
     return y if x.dim() == dims + 2 else y.squeeze(0)
 

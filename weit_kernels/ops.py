@@ -126,14 +126,14 @@ def settled_linear(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, .
 
 
 def settled_conv(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Callable[..., Tensor] | None:
-    """The same for a convolution: ``x (B, in, *spatial)``, ``T (N, p, q, *kernel)``; the result takes no ``out``."""
+    """The same for a convolution of contiguous ``x (B, in, *spatial)``, ``T (N, p, q, *kernel)``; takes no ``out``."""
     chosen = _CHOSEN.get((x.shape, T.shape, S.shape, out, x.dtype, x.device, args))
     if chosen is None:
         return None
     settings = ConvArgs(*args[:5])
 
     def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
-        return chosen.conv(x.contiguous(), T, S, _dense(bias), out, settings)
+        return chosen.conv(x, T, S, _dense(bias), out, settings)
 
     return _on_its_device(conv) if x.is_cuda else conv
 

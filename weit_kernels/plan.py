@@ -225,10 +225,12 @@ def work(request: Request, path: str, backend: str, phase: str) -> Cost:
     """What one phase takes time for: the cost, and in compiled convolutions the zeros that fill panels of templates.
 
     A linear layer has them too, but there the rates were fitted without, and the products are as narrow in plain torch.
+    Where pixels are the columns of panels (csrc/cpu/lanes.h), templates are not filled.
     """
     s = request.shape
-    if backend == "cpp" and s.kernel:
-        width = 64 // max(4, request.dtype.itemsize)
+    lanes = request.pointwise and s.taps == 1 and phase == "forward"
+    if backend == "cpp" and s.kernel and not lanes:
+        width = cpp.panel_width(request.dtype)
         request = replace(request, shape=replace(s, p=-(-s.p // width) * width, q=-(-s.q // width) * width))
     return cost(request, path, phase)
 
@@ -238,11 +240,14 @@ def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
     # May change: a GPU is measured as soon as it may be.
     conv = bool(request.shape.kernel)
     plain, compiled = (rates_for(request.device, request.dtype, backend, conv) for backend in ("torch", "cpp"))
-    return _estimates(request, plain, compiled), plain.name
+    parts = cpp.FIXED_PARTS if torch.are_deterministic_algorithms_enabled() else torch.get_num_threads()
+    return _estimates(request, plain, compiled, parts), plain.name
 
 
 @lru_cache(maxsize=4096)
-def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuRates) -> tuple[Candidate, ...]:
+def _estimates(
+    request: Request, plain: Rates | GpuRates, compiled: Rates | GpuRates, parts: int
+) -> tuple[Candidate, ...]:
     r, found = request, []
     for path, backend in pairs():
         reason = why_not(
@@ -270,7 +275,7 @@ def _estimates(request: Request, plain: Rates | GpuRates, compiled: Rates | GpuR
                 flops=sum(product.flops for product in products),
                 bytes=r.dtype.itemsize * (sum(p.elements for p in products) + 2 * sum(c.copied for c in costs)),
                 workspace_bytes=max(
-                    _workspace(r, c, path, backend, phase) for c, phase in zip(costs, phases, strict=True)
+                    _workspace(r, c, path, backend, phase, parts) for c, phase in zip(costs, phases, strict=True)
                 ),
                 seconds=sum(
                     rates.seconds(work(r, path, backend, phase), r.dtype.itemsize, _fused(path, backend, phase), moved)
@@ -287,10 +292,10 @@ def _fused(path: str, backend: str, phase: str) -> bool:
     return backend in ("triton", "cuda") and path != "panel" and (path != "on_the_fly" or phase == "forward")
 
 
-def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str) -> int:
-    """Bytes beside the results: what the path says, a fused backward pass's partial sums at the most."""
+def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str, parts: int) -> int:
+    """Bytes beside the results: what the path says, or of fused kernels what they keep and sum in."""
     if backend == "cpp":
-        return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, phase == "backward")
+        return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, phase == "backward", parts)
     return (0 if phase == "forward" else GPU_BLOCK_BYTES) if _fused(path, backend, phase) else cost.workspace
 
 

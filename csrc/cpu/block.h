@@ -55,7 +55,7 @@ struct Chain : Factors<E, Op> {
     }
   };
 
-  static int64_t line(const Job &job) {
+  static int64_t unit(const Job &job) {
     if constexpr (!kPairs)
       if (Lanes<E, Op>::serves(job)) return kWidth;
     return job.windowed ? job.near.width : 1;
@@ -263,7 +263,7 @@ struct Chain : Factors<E, Op> {
   }
 
   static constexpr weit::Kernels table() {
-    return {kWidth, sizeof(A), line, Base::packed_Z_size, Base::packed_dx_size, block_size, Base::pack_S, Base::pack_T,
+    return {kWidth, sizeof(A), unit, Base::packed_Z_size, Base::packed_dx_size, block_size, Base::pack_S, Base::pack_T,
             run, finish_dT<E, A, kWidth>, finish_dS<E, A>};
   }
 };

@@ -60,7 +60,7 @@ struct Part {
 struct Kernels {
   int64_t width;     // columns of a panel
   int64_t sum_size;  // of a number in the accumulators
-  int64_t (*line)(const Job &);  // tokens that stay together; a block is some lines
+  int64_t (*unit)(const Job &);  // tokens that stay together; a block is some units
   int64_t (*packed_Z_size)(const Job &);
   int64_t (*packed_dx_size)(const Job &);
   int64_t (*block_size)(const Job &, int64_t tokens);  // scratch for a block of so many tokens

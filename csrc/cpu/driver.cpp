@@ -80,11 +80,11 @@ const Kernels &kernels_of(const Job &job, Element element) {
   return set.kernels(element);
 }
 
-// Lines of so many tokens that one block takes at the most.
-int64_t most_lines(const Job &job, const Kernels &kernels, int64_t line) {
+// Units of so many tokens that one block takes at the most.
+int64_t most_units(const Job &job, const Kernels &kernels, int64_t unit) {
   constexpr int64_t kMany = 64;
-  const int64_t fixed = kernels.block_size(job, line);
-  const int64_t more = ceil_div(kernels.block_size(job, (kMany + 1) * line) - fixed, kMany);
+  const int64_t fixed = kernels.block_size(job, unit);
+  const int64_t more = ceil_div(kernels.block_size(job, (kMany + 1) * unit) - fixed, kMany);
   return 1 + std::max<int64_t>(0, block_bytes() - fixed) / more;
 }
 
@@ -141,25 +141,26 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
   job.dT = dT != nullptr, job.dS = dS != nullptr;
   const bool reads_Z = job.y || job.dS, sums_up = job.dT || job.dS;
 
-  // Blocks: as many lines of tokens as fit, the templates packed elsewhere.
+  // Blocks: as many units of tokens as fit, the templates packed elsewhere.
   job.packed_Z = reads_Z ? &job : nullptr;
   job.packed_dx = job.dx ? &job : nullptr;
-  const int64_t line = kernels.line(job), lines = ceil_div(job.M, line);
-  const int64_t most = most_lines(job, kernels, line);
+  const int64_t unit = kernels.unit(job), units = ceil_div(job.M, unit);
+  const int64_t most = most_units(job, kernels, unit);
 
   const int64_t products = (reads_Z ? 1 : 0) + (job.dx ? 1 : 0) + (job.dT ? 1 : 0);
   const int64_t work = job.M * job.n * job.q * count * job.p * std::max<int64_t>(1, products);
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(1, work / kLeastWork));
-  // Few tokens: cores share out the result's columns, and each packs the templates that it needs where it needs them.
+  // Few tokens: cores share out the result's columns. If tokens are rows, each packs the templates that it needs where it
+  // needs them.
   const int64_t panels = job.y ? a_panels : k_panels;
-  const bool few = lines <= most && (threads == 1 || panels >= threads || lines < threads);
+  const bool few = units <= most && panels >= std::min(threads, units);
   const bool by_columns = few && !sums_up && !job.windowed;
-  int64_t parts = std::min(threads, lines);
+  int64_t parts = std::min(threads, units);
   if (by_columns) parts = std::min(threads, panels);
-  if (sums_up && deterministic) parts = std::min(kFixedParts, lines);
-  const int64_t longest = by_columns ? lines : ceil_div(lines, parts);
+  if (sums_up && deterministic) parts = std::min(kFixedParts, units);
+  const int64_t longest = by_columns ? units : ceil_div(units, parts);
   const int64_t whole = job.windowed ? std::min(longest, job.near.height) : longest;
-  job.block = ceil_div(whole, ceil_div(whole, most)) * line;
+  job.block = ceil_div(whole, ceil_div(whole, most)) * unit;
 
   const int64_t S_size = ceil_div(job.N * (job.m + 1) * (job.n + 1) * kernels.sum_size, 64) * 64;  // pairs round up
   char *room = static_cast<char *>(factors.get(2 * S_size + job.N * job.n * int64_t(sizeof(int64_t))));
@@ -168,7 +169,7 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
   job.rows = reinterpret_cast<int64_t *>(room + 2 * S_size);
   kernels.pack_S(job);
 
-  if (by_columns) {
+  if (by_columns && unit == 1) {
     job.packed_Z = job.packed_dx = nullptr;
   } else {
     const int64_t Z_size = reads_Z ? ceil_div(kernels.packed_Z_size(job), 64) * 64 : 0;
@@ -190,8 +191,8 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     } else if (by_columns) {
       part.k0 = share(k_panels, parts, i).begin, part.k1 = share(k_panels, parts, i).end;
     } else {
-      part.b0 = share(lines, parts, i).begin * line;
-      part.b1 = std::min(share(lines, parts, i).end * line, job.M);
+      part.b0 = share(units, parts, i).begin * unit;
+      part.b1 = std::min(share(units, parts, i).end * unit, job.M);
     }
     if (dT_size) std::memset(part.dT, 0, dT_size);
     if (dS_size) std::memset(part.dS, 0, dS_size);

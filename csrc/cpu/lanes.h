@@ -1,6 +1,6 @@
 // The same chain for maps, with pixels as the columns of panels: a map's row of pixels is a panel row as it lies, so
 // neither x nor the result is turned. Templates and scalers are the left operands here. For y alone or dx alone and
-// without a window. See chain.h for the formulas, tiles.h for panels.
+// without a window; T is always packed by the driver. See chain.h for the formulas, tiles.h for panels.
 #pragma once
 
 #include "factors.h"
@@ -16,12 +16,12 @@ struct Lanes : Factors<E, Op> {
   using Base = Factors<E, Op>;
   using typename Base::A;
   using typename Base::O;
-  using Base::dx_panel, Base::kSquare, Base::kWidth, Base::pack_for_dx, Base::pack_for_Z, Base::z_panel, Base::z_rows;
+  using Base::dx_panel, Base::kSquare, Base::kWidth, Base::z_panel, Base::z_rows;
 
   static constexpr int64_t kLoadAhead = 8, kStoreAhead = 2;  // rows whose memory is called for in advance
 
   static bool serves(const Job &job) {
-    return !Base::kPairs && job.maps && !job.windowed && !job.dT && !job.dS && !(job.y && job.dx);
+    return job.maps && !job.windowed && !job.dT && !job.dS && !(job.y && job.dx);
   }
 
   static int64_t strips(int64_t tokens) { return ceil_div(tokens, kWidth); }
@@ -30,20 +30,18 @@ struct Lanes : Factors<E, Op> {
   // What one block of tokens, some strips of pixels, needs. `middle`: of one strip and one panel of a, Z as
   // [a][t, j] or V as [t, j][a].
   struct Room {
-    O *x, *dy, *middle, *local;
+    O *x, *dy, *middle;
     A *dx, *sums;
     int64_t *row_at, *T_at;
     Room(Scratch &s, const Job &job, int64_t tokens) {
-      const int64_t columns = job.N * job.n, panels = ceil_div(job.p, kWidth);
+      const int64_t columns = job.N * job.n;
       x = s.take<O>(job.y ? strips(tokens) * x_strip(job) : 0);
       dx = s.take<A>(job.dx ? strips(tokens) * x_strip(job) : 0);
       dy = s.take<O>(job.dx ? job.m * kWidth : 0);
       sums = s.take<A>(job.y ? job.m * kWidth : 0);
       middle = s.take<O>(columns * kSquare);
-      const int64_t packed = job.y ? (job.packed_Z ? 0 : z_panel(job)) : (job.packed_dx ? 0 : dx_panel(job));
-      local = s.take<O>(panels * packed);
       row_at = s.take<int64_t>(job.y ? kWidth : columns);
-      T_at = s.take<int64_t>(job.N);
+      T_at = s.take<int64_t>(job.dx ? job.N : 0);
     }
   };
 
@@ -55,34 +53,43 @@ struct Lanes : Factors<E, Op> {
 
   // Where the tokens of a strip lie: in one image, or in several.
   struct Strip {
-    int64_t pixels, tokens, runs = 0;
+    const Job &job;
+    int64_t tokens, runs = 0;
     struct Run {
       int64_t done, count, image, pixel;
     } run[kWidth];
-    Strip(const Job &job, int64_t b, int64_t end) : pixels(weit::pixels(job.near)), tokens(clamp(end - b, kWidth)) {
+    Strip(const Job &job, int64_t b, int64_t end) : job(job), tokens(clamp(end - b, kWidth)) {
       each_run(job, b, tokens, [&](int64_t done, int64_t count, int64_t image, int64_t pixel) {
         run[runs++] = {done, count, image, pixel};
       });
     }
     template <class U>
-    U *at(U *tensor, int64_t features, int64_t feature, const Run &r) const {
-      return tensor + (r.image * features + feature) * pixels + r.pixel;
+    Place<U> place_of(U *tensor, int64_t features, const Run &run) const {
+      return place(job, tensor, features, job.near, run.image, run.pixel);
     }
   };
 
-  // Features `first`, `first` + `step`, … of a strip, a panel row each; zeros where there is none.
-  static void load(
-      const Strip &strip, const void *tensor, int64_t features, int64_t first, int64_t step, int64_t count, O *to) {
-    const int64_t there = clamp(ceil_div(features - first, step), count);
-    if (strip.tokens < kWidth) memset(to, 0, there * kWidth * sizeof(O));
-    memset(to + there * kWidth, 0, (count - there) * kWidth * sizeof(O));
+  // Some features of a tensor: `first`, `first` + `step`, …, as far as the tensor has them.
+  struct Rows {
+    int64_t features, first, step, count, there;
+    Rows(int64_t features, int64_t first, int64_t step, int64_t count)
+        : features(features), first(first), step(step), count(count),
+          there(clamp(ceil_div(features - first, step), count)) {}
+  };
+
+  // A panel row each, zeros where there is none.
+  static void load(const Strip &strip, const void *tensor, const Rows &rows, O *to) {
+    if (strip.tokens < kWidth) memset(to, 0, rows.there * kWidth * sizeof(O));
+    memset(to + rows.there * kWidth, 0, (rows.count - rows.there) * kWidth * sizeof(O));
     for (int64_t i = 0; i < strip.runs; ++i) {
       const auto &run = strip.run[i];
-      const E *map = strip.at(static_cast<const E *>(tensor), features, first, run);
+      const auto from = strip.place_of(static_cast<const E *>(tensor), rows.features, run);
+      const int64_t step = rows.step * from.feature;
+      const E *map = from.at + rows.first * from.feature;
       O *row = to + run.done;
-      for (int64_t r = 0; r < there; ++r, map += step * strip.pixels, row += kWidth) {
-        __builtin_prefetch(map + kLoadAhead * step * strip.pixels);
-        __builtin_prefetch(map + kLoadAhead * step * strip.pixels + kWidth - 1);
+      for (int64_t r = 0; r < rows.there; ++r, map += step, row += kWidth) {
+        __builtin_prefetch(map + kLoadAhead * step);
+        __builtin_prefetch(map + kLoadAhead * step + kWidth - 1);
         if (run.count == kWidth)
           pack_row<kWidth>(map, kWidth, row);
         else
@@ -91,28 +98,27 @@ struct Lanes : Factors<E, Op> {
     }
   }
 
-  static void store(
-      const Strip &strip, const A *from, const void *bias, int64_t features, int64_t first, int64_t step,
-      int64_t count, void *tensor) {
-    const int64_t there = clamp(ceil_div(features - first, step), count);
-    const E *added = bias ? static_cast<const E *>(bias) + first : nullptr;
+  static void store(const Strip &strip, const A *from, const void *bias, const Rows &rows, void *tensor) {
+    const E *added = bias ? static_cast<const E *>(bias) + rows.first : nullptr;
     for (int64_t i = 0; i < strip.runs; ++i) {
       const auto &run = strip.run[i];
-      E *map = strip.at(static_cast<E *>(tensor), features, first, run);
-      for (int64_t r = 0; r < there; ++r, map += step * strip.pixels)
-        store_line<kWidth>(from + r * kWidth + run.done, added ? A(widened(added[r * step])) : A(0), run.count, map);
+      const auto to = strip.place_of(static_cast<E *>(tensor), rows.features, run);
+      E *map = to.at + rows.first * to.feature;
+      for (int64_t r = 0; r < rows.there; ++r, map += rows.step * to.feature) {
+        const A b = added ? A(widened(added[r * rows.step])) : A(0);
+        store_line<kWidth>(from + r * kWidth + run.done, b, run.count, map);
+      }
     }
   }
 
   // Calls for what the first run of a strip will be stored to: rows lie too far apart for the hardware to foresee.
   // Inlined by order, since compilers drop calls of a function that only prefetches as without effect.
-  __attribute__((always_inline)) static inline void prefetch(
-      const Strip &strip, int64_t features, int64_t first, int64_t step, int64_t count, void *tensor) {
-    const int64_t there = clamp(ceil_div(features - first, step), count);
-    char *map = reinterpret_cast<char *>(strip.at(static_cast<E *>(tensor), features, first, strip.run[0]));
-    for (int64_t r = 0; r < there; ++r, map += step * strip.pixels * int64_t(sizeof(E))) {
+  __attribute__((always_inline)) static inline void prefetch(const Strip &strip, const Rows &rows, void *tensor) {
+    const auto to = strip.place_of(static_cast<E *>(tensor), rows.features, strip.run[0]);
+    const E *map = to.at + rows.first * to.feature;
+    for (int64_t r = 0; r < rows.there; ++r, map += rows.step * to.feature) {
       __builtin_prefetch(map, 1);
-      __builtin_prefetch(map + kWidth * sizeof(E) - 1, 1);
+      __builtin_prefetch(map + kWidth - 1, 1);
     }
   }
 
@@ -121,7 +127,7 @@ struct Lanes : Factors<E, Op> {
     const Stretches over_k{1, job.q, job.q, 0, &at}, over_c{1, columns, columns, 0, &at};
     const O *S = static_cast<const O *>(job.S_mix);
     for (int64_t b = b0, s = 0; b < b1; b += kWidth, ++s)
-      load(Strip(job, b, b1), job.x, job.in, 0, 1, job.n * job.q, room.x + s * x_strip(job));
+      load(Strip(job, b, b1), job.x, Rows(job.in, 0, 1, job.n * job.q), room.x + s * x_strip(job));
     for (int64_t ap = part.a0; ap < part.a1; ++ap) {
       const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
       const O *x = room.x;
@@ -133,9 +139,10 @@ struct Lanes : Factors<E, Op> {
         }
         const Strip strip(job, b, b1);
         for (int64_t r = 0; r < rows; ++r) {
-          prefetch(strip, job.out, ap * kWidth + r + kStoreAhead, job.p, job.m, job.y);
+          const int64_t a = ap * kWidth + r, ahead = a + kStoreAhead;
+          if (ahead < part.a1 * kWidth) prefetch(strip, Rows(job.out, ahead, job.p, job.m), job.y);
           product<Op, true>(S, job.m, room.middle + r * columns * kWidth, over_c, room.sums, nullptr, job.m, false);
-          store(strip, room.sums, job.y_bias, job.out, ap * kWidth + r, job.p, job.m, job.y);
+          store(strip, room.sums, job.y_bias, Rows(job.out, a, job.p, job.m), job.y);
         }
       }
     }
@@ -152,7 +159,7 @@ struct Lanes : Factors<E, Op> {
       for (int64_t b = b0; b < b1; b += kWidth, dx += x_strip(job)) {
         const Strip strip(job, b, b1);
         for (int64_t r = 0; r < rows; ++r) {
-          load(strip, job.dy, job.out, ap * kWidth + r, job.p, job.m, room.dy);
+          load(strip, job.dy, Rows(job.out, ap * kWidth + r, job.p, job.m), room.dy);
           product<Op, true>(S, columns, room.dy, over_i, room.middle + r * kWidth, room.row_at, columns, false);
         }
         for (int64_t kp = part.k0; kp < part.k1; ++kp) {
@@ -170,30 +177,17 @@ struct Lanes : Factors<E, Op> {
     for (int64_t b = b0; b < b1; b += kWidth, dx += x_strip(job)) {
       const Strip strip(job, b, b1);
       for (int64_t f = k; f < job.n * job.q; f += job.q)
-        store(strip, dx + f * kWidth, job.dx_bias, job.in, f, 1, count, job.dx);
+        store(strip, dx + f * kWidth, job.dx_bias, Rows(job.in, f, 1, count), job.dx);
     }
-  }
-
-  // T in panels: the driver's, or this part's share of it, made here.
-  static const O *templates(const Job &job, const Part &part, const Room &room) {
-    if (!room.local) return static_cast<const O *>(job.y ? job.packed_Z : job.packed_dx);
-    for (int64_t ap = part.a0; ap < part.a1; ++ap) {
-      for (int64_t t = 0; t < job.N; ++t) {
-        if (job.y) pack_for_Z(job, t, ap, room.local + ap * z_panel(job));
-        for (int64_t kp = part.k0; job.dx && kp < part.k1; ++kp)
-          pack_for_dx(job, t, ap, kp, room.local + ap * dx_panel(job) + (kp * job.N + t) * kSquare);
-      }
-    }
-    return room.local;
   }
 
   static void run(const Job &job, const Part &part) {
     Scratch scratch{static_cast<char *>(part.scratch)};
     Room room(scratch, job, job.block);
-    const O *T = templates(job, part, room);
+    const O *T = static_cast<const O *>(job.y ? job.packed_Z : job.packed_dx);
     const int64_t columns = job.N * job.n;
     for (int64_t r = 0; r < (job.y ? kWidth : columns); ++r) room.row_at[r] = r * (job.y ? columns : kWidth);
-    for (int64_t t = 0; t < job.N; ++t) room.T_at[t] = t * kSquare;
+    for (int64_t t = 0; job.dx && t < job.N; ++t) room.T_at[t] = t * kSquare;
     const auto make = job.y ? make_y : make_dx;
     for (int64_t b = part.b0; b < part.b1; b += job.block) make(job, part, b, b + clamp(part.b1 - b, job.block), T, room);
   }

@@ -110,6 +110,19 @@ def test_a_second_run_is_compared_with_the_first(file: Path, tmp_path: Path) -> 
     assert "## made-up-again" in out.read_text()
 
 
+def test_what_is_no_second_run_is_refused(file: Path, tmp_path: Path) -> None:
+    data = made_up()
+    data["weit"]["dtype"] = "bfloat16"
+    again = tmp_path / "made-up-again.json"
+    again.write_text(json.dumps(data))
+    twin = tmp_path / "other" / file.name
+    twin.parent.mkdir()
+    twin.write_text(file.read_text())
+    for other, said in ((again, "differ in dtype"), (twin, "two files are called made-up")):
+        with pytest.raises(SystemExit, match=said):
+            report.main([str(file), str(other), "--out", str(tmp_path / "benchmarks.md"), "--plots", str(tmp_path)])
+
+
 def test_the_page_holds_machine_tables_and_plots(file: Path, tmp_path: Path) -> None:
     page = html.write(Results.read(file), tmp_path).read_text()
     for part in ("made up", "What could not run, and why", "peft is not installed", "FAILED", "data:image/png;base64,"):

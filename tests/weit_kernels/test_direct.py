@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.weit_kernels.cases import CASES, LAYOUTS, PATHS, RAGGED, Case, reference_linear, relative_error
-from weit_kernels import direct, kron_conv2d, kron_linear, reference
+from weit_kernels import direct, kron_conv1d, kron_conv2d, kron_linear, reference
 
 
 @pytest.fixture(autouse=True)
@@ -165,10 +165,41 @@ def test_the_second_convolution_equals_the_first(taps: int, settings: dict[str, 
     assert bool(direct._SEEN) == (layout == "block")
 
 
+def test_a_known_convolution_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    operands = conv_operands()
+    kron_conv2d(*operands, **CONV)
+    (key,) = direct._SEEN
+    monkeypatch.setitem(direct._SEEN, key, lambda *_: "known")
+    assert kron_conv2d(*operands, **CONV) == "known"
+    x = operands[0].to(memory_format=torch.channels_last)
+    assert isinstance(kron_conv2d(x, *operands[1:], **CONV), torch.Tensor)
+    assert direct._SEEN[key]() == "known"  # what lies otherwise neither takes it nor writes it anew
+
+
+@pytest.mark.parametrize("settings", [{"groups": 2}, {"groups": 2, "layout": "interleaved"}])
+def test_grouped_convolutions(settings: dict[str, object]) -> None:
+    x, T, S, _ = conv_operands()
+    x, S = torch.cat([x, x], 1), torch.cat([S, S], 1)
+    expected = reference.kron_conv(x, T, S, **settings)
+    for _ in range(2):
+        assert relative_error(kron_conv2d(x, T, S, **settings), expected) < 1e-13
+
+
+def test_a_single_image_is_no_batch_of_lines() -> None:
+    x, T, S, _ = conv_operands(taps=1)
+    expected = reference.kron_conv(x, T, S)[0]
+    for _ in range(2):
+        assert relative_error(kron_conv2d(x[0], T, S), expected) < 1e-13
+        lines = kron_conv1d(x[0].transpose(0, 1), T[..., 0], S)
+        assert relative_error(lines, kron_conv2d(x[0].transpose(0, 1)[..., None], T, S)[..., 0]) < 1e-13
+
+
 def test_what_a_known_convolution_must_not_hide() -> None:
     x, T, S, b = conv_operands()
     expected = kron_conv2d(x, T, S, b, **CONV)
     (key,) = direct._SEEN
+    with pytest.raises(TypeError, match="x must be"):
+        kron_conv2d(None, T, S, b, **CONV)
     assert relative_error(kron_conv2d(x, T, S, b, **{**CONV, "stride": [2, 1]}), expected) < 1e-13
     with pytest.raises(ValueError, match="padding"):
         kron_conv2d(x, T, S, b, **{**CONV, "padding": True})

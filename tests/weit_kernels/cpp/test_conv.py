@@ -53,6 +53,8 @@ class Conv:
         return lambda x, T, S, b: reference.kron_conv(x, T, S, b, **settings)
 
 
+# Fewer strips of pixels than cores, of work enough for two: these share out the channels of the result.
+FEW_PIXELS = Conv("few_pixels", (2, 3, 3), (4, 5, 4, 70, 41), (1, 1), cut_out=5, cut_in=9)
 CASES = [
     Conv("same", (2, 7, 6), (3, 4, 2, 5, 6), settings={"padding": 1}),
     Conv("valid", (2, 7, 6), (3, 2, 4, 6, 5)),
@@ -65,6 +67,7 @@ CASES = [
     Conv("padded_tap", (2, 4, 5), (2, 3, 2, 4, 5), (1, 1), settings={"padding": 1}),
     Conv("pointwise", (3, 5, 5), (4, 6, 3, 20, 33), (1, 1), cut_out=5, cut_in=2),
     Conv("pointwise_one_pixel", (5, 1, 1), (4, 3, 6, 8, 9), (1, 1)),
+    FEW_PIXELS,
 ]
 # Several panels on every axis, blocks that end inside an image, sums over many pixels.
 LARGE = Conv("large", (3, 20, 17), (3, 3, 5, 40, 36), cut_out=7, cut_in=3, settings={"padding": 1})
