@@ -6,7 +6,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
+#include <string>
 #include <tuple>
 
 #include "cpu/driver.h"
@@ -241,6 +243,7 @@ TORCH_LIBRARY_IMPL(weit_cpp, CPU, library) {
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.attr("torch") = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR);
   module.def("instruction_sets", &weit::instruction_sets, "Those with kernels for this CPU, the best first.");
   module.def("instruction_set", &weit::instruction_set, "The one in use.");
   module.def("use_instruction_set", &weit::use_instruction_set, "Use another, for tests; not while others compute.");

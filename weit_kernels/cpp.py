@@ -17,6 +17,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 FIXED_PARTS = 8  # of sums over rows where the result must not depend on the number of threads: csrc/cpu/driver.cpp
 
 
+def _unfit(built: str, here: str) -> str:
+    """Why an extension built for torch ``built`` cannot work with torch ``here``: C++ interfaces change between minors."""
+    minor = ".".join(here.split(".")[:2])
+    return "" if built == minor else f"the compiled extension is for torch {built}, this is {minor}: build it again"
+
+
 try:
     _C = importlib.import_module("weit_kernels._C")  # registers torch.ops.weit_cpp
 except ImportError as error:
@@ -27,7 +33,7 @@ except ImportError as error:
         else f"the compiled extension does not load: {error}"
     )
 else:
-    _reason = "" if hasattr(_C, "block_bytes") else "the compiled extension is older than this package: build it again"
+    _reason = _unfit(getattr(_C, "torch", "another version"), torch.__version__)
 
 
 def why_not() -> str:

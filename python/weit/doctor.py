@@ -51,10 +51,11 @@ def examine() -> dict[str, dict[str, str]]:
 
 
 def _libraries() -> dict[str, str]:
-    names = ("torch", "triton", "accelerate", "safetensors", "numpy")
+    names = ("triton", "accelerate", "safetensors", "numpy")
     return {
         "python": f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores",
         "weit": weit_kernels.__version__,
+        "torch": torch.__version__,  # which names its CUDA too
         **{name: _version(name) or "not installed" for name in names},
     }
 

@@ -200,3 +200,8 @@ def test_explain_shows_every_path_and_the_choice() -> None:
 def test_bad_arguments(args: tuple, kwargs: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         plan(*args, **kwargs)
+
+
+def test_an_extension_for_another_torch_is_not_used() -> None:
+    assert cpp._unfit("2.13", "2.13.0+cpu") == ""
+    assert cpp._unfit("2.1", "2.13.0") == "the compiled extension is for torch 2.1, this is 2.13: build it again"
