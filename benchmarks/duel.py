@@ -68,16 +68,14 @@ def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: O
     Returns:
         Medians and interquartile ranges of both in seconds, and the median of the rounds' ratios: neighbours in time meet
         the same machine, so that slow drifts and bursts of others cancel. On a CPU also ``gflops``, what a matrix product
-        came to before the rounds, in the median: on a slow machine both layers suffer, not equally.
+        came to before or after, whichever is less: on a slow machine both layers suffer, not equally.
     """
-    gate = pace.Gate(0 if options.quick else pace.PATIENCE)
+    before = pace.wait(0 if options.quick else pace.PATIENCE) if options.cpu else 0.0
     theirs_seconds: list[float] = []
     once = _seconds(theirs) + _seconds(ours)
     short = once < SHORT
 
     def a_round_of_theirs() -> None:
-        if options.cpu:
-            gate()
         if short:
             theirs()  # brings its operands back into cache
         theirs_seconds.append(_seconds(theirs))
@@ -96,7 +94,7 @@ def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: O
         "dense_seconds": dense,
         "dense_iqr": high - low,
         "ratio": statistics.median(d / o for d, o in zip(theirs_seconds, stats.data, strict=True)),
-        **({"gflops": statistics.median(gate.readings)} if options.cpu else {}),
+        **({"gflops": min(before, pace.gflops())} if options.cpu else {}),
     }
 
 

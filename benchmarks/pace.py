@@ -10,33 +10,10 @@ import torch
 from torch import Tensor
 
 SLOW = 0.85  # of the fastest seen; below it a measurement waits
-PATIENCE = 6.0  # seconds that one contender on one shape waits in all
+PATIENCE = 6.0  # seconds that one contender on one shape waits
 _LOOK = 2.0  # seconds of the first wait, which has nothing to compare with
-_SIZE, _ROUNDS = 384, 3
+_SIZE, _ROUNDS = 384, 15
 _fastest = 0.0
-
-
-class Gate:
-    """Holds rounds back while the machine is slower than it was, for ``patience`` seconds in all.
-
-    Attributes:
-        readings: ``gflops()`` before each round that was let through.
-    """
-
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self.patience = patience
-        self.readings: list[float] = []
-
-    def __call__(self) -> None:
-        """Return when a round may begin."""
-        start = time.monotonic()
-        if not _fastest:
-            while time.monotonic() < start + min(_LOOK, self.patience):
-                gflops()
-        while (found := gflops()) < SLOW * _fastest and time.monotonic() < start + self.patience:
-            time.sleep(min(0.1, self.patience))
-        self.readings.append(found)
-        self.patience -= min(self.patience, time.monotonic() - start)
 
 
 def gflops() -> float:
@@ -44,12 +21,27 @@ def gflops() -> float:
     global _fastest
     a, b = _operands()
     timed = []
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS + 1):
         start = time.perf_counter()
         torch.mm(a, b)
         timed.append(time.perf_counter() - start)
-    found = 2e-9 * _SIZE**3 / statistics.median(timed)
+    found = 2e-9 * _SIZE**3 / statistics.median(timed[1:])
     _fastest = max(_fastest, found)
+    return found
+
+
+def wait(patience: float = PATIENCE) -> float:
+    """Wait until the machine is nearly as fast as it was at its fastest in this process, or ``patience`` seconds.
+
+    Returns:
+        ``gflops()`` at the end.
+    """
+    start = time.monotonic()
+    if not _fastest:
+        while time.monotonic() < start + min(_LOOK, patience):
+            gflops()
+    while (found := gflops()) < SLOW * _fastest and time.monotonic() < start + patience:
+        time.sleep(min(0.25, patience))
     return found
 
 

@@ -146,15 +146,27 @@ def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_a_slow_machine_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, clock = iter([60.0, 70.0, 95.0, 40.0, 40.0, 40.0, 50.0]), iter(range(100))
+    given = iter([60.0, 70.0, 95.0, 40.0])
     monkeypatch.setattr(pace, "_fastest", 100.0)
     monkeypatch.setattr(pace, "gflops", lambda: next(given))
-    monkeypatch.setattr(pace, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(clock)))
-    gate = pace.Gate(6)
-    for _ in range(3):
-        gate()
-    assert gate.readings == [95.0, 40.0, 50.0]
-    assert gate.patience == 0
+    monkeypatch.setattr(pace.time, "sleep", lambda _: None)
+    assert pace.wait(60) == 95.0
+    assert pace.wait(0) == 40.0
+
+
+def test_the_first_wait_looks_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, given = iter(range(100)), iter([60.0, 100.0, 100.0, 95.0])
+    monkeypatch.setattr(pace, "_fastest", 0.0)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+
+    def gflops() -> float:
+        found = next(given)
+        pace._fastest = max(pace._fastest, found)
+        return found
+
+    monkeypatch.setattr(pace, "gflops", gflops)
+    assert pace.wait(60) == 100.0
+    assert pace._fastest == 100.0
 
 
 def test_the_fastest_pace_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
