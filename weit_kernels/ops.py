@@ -89,11 +89,16 @@ _MOST_CHOSEN = 4096
 _UNTUNED: set[str] = set()
 
 
+def _key(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Any:
+    """What decides between modules."""
+    return x.shape, T.shape, S.shape, out, x.dtype, x.device, args
+
+
 def _module(
     request_of: Any, calls: Any, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]
 ) -> ModuleType:
     """The module that computes these operands; on a GPU the nearest candidates are timed first, once for a shape."""
-    key = (x.shape, T.shape, S.shape, out, x.dtype, x.device, args)
+    key = _key(x, T, S, out, args)
     chosen = _CHOSEN.get(key)
     if chosen is not None:
         return chosen
@@ -115,7 +120,7 @@ def settled_linear(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, .
 
     ``x (M, in)``, ``T (N, p, q)``, ``S (N, m, n)`` in block layout and ``args`` as the operator takes them.
     """
-    chosen = _CHOSEN.get((x.shape, T.shape, S.shape, out, x.dtype, x.device, args))
+    chosen = _CHOSEN.get(_key(x, T, S, out, args))
     if chosen is None:
         return None
 
@@ -127,7 +132,7 @@ def settled_linear(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, .
 
 def settled_conv(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Callable[..., Tensor] | None:
     """The same for a convolution of contiguous ``x (B, in, *spatial)``, ``T (N, p, q, *kernel)``; takes no ``out``."""
-    chosen = _CHOSEN.get((x.shape, T.shape, S.shape, out, x.dtype, x.device, args))
+    chosen = _CHOSEN.get(_key(x, T, S, out, args))
     if chosen is None:
         return None
     settings = ConvArgs(*args[:5])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
-from weit_kernels import reference
+from weit_kernels import cpp, reference
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATHS = ("templates_first", "scalers_first", "panel")
 LAYOUTS = ("block", "interleaved")
+needs_extension = pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import weit_kernels
-from tests.weit_kernels.cases import PATHS
+from tests.weit_kernels.cases import PATHS, needs_extension
 from weit_kernels import cpp, kron_conv2d, kron_linear, plan
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import panel
@@ -51,7 +51,7 @@ def test_picks_the_order_that_needs_fewer_operations(scalers: tuple[int, int, in
         assert chosen.flops < chosen.dense_flops / 2
 
 
-@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+@needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_compiled_kernels_only_where_they_were_measured_and_win(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -68,7 +68,7 @@ def test_compiled_kernels_only_where_they_were_measured_and_win(
     assert plan(*few_operations, dtype, "cpu", backend="cpp").backend == "cpp"
 
 
-@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+@needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_compiled_convolutions_where_they_were_measured_and_win(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +84,7 @@ def test_compiled_convolutions_where_they_were_measured_and_win(
     assert plan(*few_operations, dtype, "cpu").backend == "torch"
 
 
-@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+@needs_extension
 def test_dilated_windows_are_left_to_plain_torch_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     shape = KronShape(2, 8, 8, 64, 64, 512, 512, kernel=(3, 3))
@@ -95,7 +95,7 @@ def test_dilated_windows_are_left_to_plain_torch_unless_asked_for(monkeypatch: p
     assert choose(replace(dilated, backend="cpp")).backend == "cpp"
 
 
-@pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+@needs_extension
 def test_a_dtype_that_autocast_chose_and_the_backend_lacks_is_named() -> None:
     x, T, S = torch.randn(2, 16, 5, 5), torch.randn(2, 8, 8, 3, 3), torch.randn(2, 2, 2)
     with torch.autocast("cpu", torch.float16), pytest.raises(RuntimeError, match=r"float16"):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.weit_kernels.cases import DTYPES, LAYOUTS, assert_as_good_as_dense, relative_error
+from tests.weit_kernels.cases import DTYPES, LAYOUTS, assert_as_good_as_dense, needs_extension, relative_error
 from weit_kernels import cpp, kron_conv1d, kron_conv2d, kron_conv3d, reference
 from weit_kernels.paths.convolution import ConvArgs
 
-pytestmark = pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+pytestmark = needs_extension
 
 PATHS = ("templates_first", "scalers_first")
 COMPILED = {name: dtype for name, dtype in DTYPES.items() if name != "fp16"}
@@ -53,8 +53,6 @@ class Conv:
         return lambda x, T, S, b: reference.kron_conv(x, T, S, b, **settings)
 
 
-# Fewer strips of pixels than cores, of work enough for two: these share out the channels of the result.
-FEW_PIXELS = Conv("few_pixels", (2, 3, 3), (4, 5, 4, 70, 41), (1, 1), cut_out=5, cut_in=9)
 CASES = [
     Conv("same", (2, 7, 6), (3, 4, 2, 5, 6), settings={"padding": 1}),
     Conv("valid", (2, 7, 6), (3, 2, 4, 6, 5)),
@@ -67,7 +65,8 @@ CASES = [
     Conv("padded_tap", (2, 4, 5), (2, 3, 2, 4, 5), (1, 1), settings={"padding": 1}),
     Conv("pointwise", (3, 5, 5), (4, 6, 3, 20, 33), (1, 1), cut_out=5, cut_in=2),
     Conv("pointwise_one_pixel", (5, 1, 1), (4, 3, 6, 8, 9), (1, 1)),
-    FEW_PIXELS,
+    # Few strips of pixels with work for two cores: these share out the channels of the result.
+    Conv("few_pixels", (2, 3, 3), (4, 5, 4, 70, 41), (1, 1), cut_out=5, cut_in=9),
 ]
 # Several panels on every axis, blocks that end inside an image, sums over many pixels.
 LARGE = Conv("large", (3, 20, 17), (3, 3, 5, 40, 36), cut_out=7, cut_in=3, settings={"padding": 1})

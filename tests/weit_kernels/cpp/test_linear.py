@@ -10,12 +10,13 @@ from tests.weit_kernels.cases import (
     RAGGED,
     Case,
     assert_as_good_as_dense,
+    needs_extension,
     reference_linear,
     relative_error,
 )
 from weit_kernels import cpp, kron_conv2d, kron_linear
 
-pytestmark = pytest.mark.skipif(bool(cpp.why_not()), reason=cpp.why_not() or "the extension is built")
+pytestmark = needs_extension
 
 PATHS = ("templates_first", "scalers_first")
 COMPILED = {name: dtype for name, dtype in DTYPES.items() if name != "fp16"}
