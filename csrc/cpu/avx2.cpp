@@ -12,10 +12,10 @@
 #include "target.h"
 
 WEIT_TARGET_BEGIN("avx2,fma")
-#include "block.h"
+#include "kernels.h"
 
 namespace weit {
-const Kernels &avx2_kernels(Element element) { return kernels_for(element); }
+const Kernels &avx2_kernels(const Job &job, Element element) { return kernels_of(job, element); }
 }  // namespace weit
 WEIT_TARGET_END
 #endif

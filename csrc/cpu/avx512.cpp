@@ -12,10 +12,10 @@
 #include "target.h"
 
 WEIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
-#include "block.h"
+#include "kernels.h"
 
 namespace weit {
-const Kernels &avx512_kernels(Element element) { return kernels_for(element); }
+const Kernels &avx512_kernels(const Job &job, Element element) { return kernels_of(job, element); }
 }  // namespace weit
 WEIT_TARGET_END
 #endif

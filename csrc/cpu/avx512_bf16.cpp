@@ -4,6 +4,7 @@
 #define MAX_ROWS 12
 #define DOT_ROWS 4
 #define DOT_COLUMNS 5
+#define HARDWARE_BF16
 
 #include <immintrin.h>
 #include <stddef.h>
@@ -13,7 +14,7 @@
 #include "target.h"
 
 WEIT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#include "block.h"
+#include "kernels.h"
 
 namespace {
 
@@ -32,12 +33,6 @@ struct PairDot {
   static inline V step(V sum, Word a, const Word *b) { return dot(sum, _mm512_set1_epi32(int(a)), b); }
   static inline V step(V sum, const Word *a, const Word *b) { return dot(sum, _mm512_load_si512(a), b); }
 
-  // One panel row of sums, rounded.
-  static inline void narrow(const float *from, Element *to) {
-    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(from + kLanes), _mm512_load_ps(from));
-    _mm512_store_si512(to, (__m512i)both);
-  }
-
   // Two panel rows of sums, rounded and interleaved; zeros stand in for a second row that is missing.
   static inline void narrow_pair(const float *from, bool second, Element *to) {
     for (int c = 0; c < 2 * kLanes; c += kLanes, to += 2 * kLanes) {
@@ -55,10 +50,7 @@ struct PairDot {
 }  // namespace
 
 namespace weit {
-const Kernels &avx512_bf16_kernels() {
-  static constexpr Kernels kTable = Chain<BFloat16, PairDot>::table();
-  return kTable;
-}
+const Kernels &avx512_bf16_kernels(const Job &job) { return kernels_of<BFloat16, PairDot>(job); }
 }  // namespace weit
 WEIT_TARGET_END
 #endif

@@ -2,7 +2,8 @@
 // result stays in this core's cache. See chain.h for the formulas, tiles.h for panels.
 #pragma once
 
-#include "lanes.h"
+#include "factors.h"
+#include "scratch.h"
 #include "sums.h"
 #include "tokens.h"
 
@@ -10,6 +11,7 @@ namespace {
 
 using weit::Lines;
 using weit::lines_of;
+using weit::Part;
 
 template <class E, class Op>
 struct Chain : Factors<E, Op> {
@@ -55,21 +57,16 @@ struct Chain : Factors<E, Op> {
     }
   };
 
-  static int64_t unit(const Job &job) {
-    if constexpr (!kPairs)
-      if (Lanes<E, Op>::serves(job)) return kWidth;
-    return job.windowed ? job.near.width : 1;
-  }
+  static int64_t unit(const Job &job) { return job.windowed ? job.near.width : 1; }
 
   static int64_t block_size(const Job &job, int64_t tokens) {
-    if constexpr (!kPairs)
-      if (Lanes<E, Op>::serves(job)) return Lanes<E, Op>::block_size(job, tokens);
     Scratch count{nullptr};
     Room room(count, job, tokens);
     return count.used;
   }
 
   static int64_t x_panel(const Job &job) { return weit::x_tokens(job, job.block) * job.n * kWidth; }
+  static int64_t x_pairs_panel(const Job &job) { return even(weit::x_tokens(job, job.block) * job.n) * kWidth; }
   static int64_t z_panel_of_tokens(const Job &job) { return weit::dy_tokens(job, job.block) * job.n * kWidth; }
 
   // Where a tap reads, counted from where the first one in order of position does.
@@ -102,14 +99,13 @@ struct Chain : Factors<E, Op> {
 
   static void load_x(const Job &job, int64_t b0, int64_t tokens, const Room &room) {
     const int64_t k_panels = ceil_div(job.q, kWidth), panel = x_panel(job);
-    if (job.windowed)
-      return load_around<kWidth, E>(job, job.x, x_split(job), b0, tokens, 0, k_panels, room.x, panel);
-    load_tokens<kWidth, E>(job, job.x, x_split(job), b0, tokens, 0, k_panels, room.x, panel);
+    const auto load = job.windowed ? load_around<kWidth, E, O> : load_tokens<kWidth, E, O>;
+    load(job, job.x, x_split(job), b0, tokens, 0, k_panels, room.x, panel);
     if constexpr (kPairs) {
       if (!job.dT) return;
-      const int64_t paired = even(job.block * job.n) * kWidth;
+      const int64_t rows = weit::x_tokens(job, tokens) * job.n;
       for (int64_t kp = 0; kp < k_panels; ++kp)
-        pair_rows<kWidth>(room.x + kp * panel, tokens * job.n, room.x_pairs + kp * paired);
+        pair_rows<kWidth>(room.x + kp * panel, rows, room.x_pairs + kp * x_pairs_panel(job));
     }
   }
 
@@ -129,19 +125,20 @@ struct Chain : Factors<E, Op> {
     const Lines lines = lines_of(job, tokens);
     for (int64_t t = 0; t < job.N; ++t) {
       const W *T = word(packed + t * taps * z_rows(job) * kWidth);
+      A *z = nullptr;
+      if constexpr (kPairs)
+        z = room.sums;
+      else
+        z = room.z + t * panel;
+      for (int64_t l = 0; l < lines.count; ++l, z += lines.length * job.n * kWidth)
+        product<Op, false>(word(room.x) + room.line_at[l], 0, T, along, z, nullptr, lines.length * job.n, false);
       if constexpr (kPairs) {
-        product<Op, false>(word(room.x), 0, T, along, room.sums, nullptr, tokens * job.n, false);
         for (int64_t r = 0; room.z && r < tokens * job.n; ++r)
-          Op::narrow(room.sums + r * kWidth, room.z + t * panel + r * kWidth);
+          narrow_row<kWidth>(room.sums + r * kWidth, room.z + t * panel + r * kWidth);
         for (int64_t b = 0; room.z_pairs && b < tokens; ++b) {
           O *to = room.z_pairs + (t * job.block + b) * even(job.n) * kWidth;
           for (int64_t j = 0; j < job.n; j += 2, to += 2 * kWidth)
             Op::narrow_pair(room.sums + (b * job.n + j) * kWidth, j + 1 < job.n, to);
-        }
-      } else {
-        for (int64_t l = 0; l < lines.count; ++l) {
-          O *z = room.z + t * panel + l * lines.length * job.n * kWidth;
-          product<Op, false>(room.x + room.line_at[l], 0, T, along, z, nullptr, lines.length * job.n, false);
         }
       }
     }
@@ -172,7 +169,7 @@ struct Chain : Factors<E, Op> {
       if constexpr (kPairs) {
         pair_rows<kWidth>(dy, job.m, room.dy_pairs);
         product<Op, true>(word(S), columns, word(room.dy_pairs), down, room.sums, nullptr, columns, false);
-        for (int64_t c = 0; c < columns; ++c) Op::narrow(room.sums + c * kWidth, v + job.rows[c] * kWidth);
+        for (int64_t c = 0; c < columns; ++c) narrow_row<kWidth>(room.sums + c * kWidth, v + job.rows[c] * kWidth);
       } else {
         product<Op, true>(S, columns, dy, down, v, job.rows, columns, false);
       }
@@ -208,8 +205,8 @@ struct Chain : Factors<E, Op> {
       const O *v = room.v + t * most * kWidth, *x = room.x;
       int64_t x_stride = x_panel(job);
       if constexpr (kPairs) {
-        pair_rows<kWidth>(v, row, room.v_pairs);
-        v = room.v_pairs, x = room.x_pairs, x_stride = even(most) * kWidth;
+        pair_rows<kWidth>(v, tokens * job.n, room.v_pairs);
+        v = room.v_pairs, x = room.x_pairs, x_stride = x_pairs_panel(job);
       }
       for (int64_t tap = 0; tap < taps; ++tap) {
         const O *left = x + tap_offset(job, tap, job.window.backwards);
@@ -231,8 +228,6 @@ struct Chain : Factors<E, Op> {
   }
 
   static void run(const Job &job, const Part &part) {
-    if constexpr (!kPairs)
-      if (Lanes<E, Op>::serves(job)) return Lanes<E, Op>::run(job, part);
     Scratch scratch{static_cast<char *>(part.scratch)};
     Room room(scratch, job, job.block);
     find_stretches(job, room);
@@ -267,12 +262,5 @@ struct Chain : Factors<E, Op> {
             run, finish_dT<E, A, kWidth>, finish_dS<E, A>};
   }
 };
-
-inline const weit::Kernels &kernels_for(weit::Element element) {
-  static constexpr weit::Kernels kFloats = Chain<float, MultiplyAdd<float>>::table();
-  static constexpr weit::Kernels kDoubles = Chain<double, MultiplyAdd<double>>::table();
-  static constexpr weit::Kernels kHalves = Chain<BFloat16, MultiplyAdd<float>>::table();
-  return element == weit::kFloat ? kFloats : element == weit::kDouble ? kDoubles : kHalves;
-}
 
 }  // namespace

@@ -73,11 +73,12 @@ struct Kernels {
 
 enum Element { kFloat, kDouble, kBFloat16 };
 
-const Kernels &generic_kernels(Element);
+// For a job whose tensors are known; dT and dS say whether they are wanted.
+const Kernels &generic_kernels(const Job &, Element);
 #ifdef __x86_64__
-const Kernels &avx2_kernels(Element);
-const Kernels &avx512_kernels(Element);
-const Kernels &avx512_bf16_kernels();  // bfloat16 products in hardware
+const Kernels &avx2_kernels(const Job &, Element);
+const Kernels &avx512_kernels(const Job &, Element);
+const Kernels &avx512_bf16_kernels(const Job &);  // bfloat16 products in hardware
 #endif
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -37,12 +37,15 @@ class Buffer {
 
 struct InstructionSet {
   const char *name;
-  const Kernels &(*kernels)(Element);
+  const Kernels &(*kernels)(const Job &, Element);
 };
 
 #ifdef __x86_64__
-const Kernels &with_bf16(Element element) {
-  return element == kBFloat16 ? avx512_bf16_kernels() : avx512_kernels(element);
+// Hardware that multiplies pairs of rows wants them side by side, which a window's dT cannot give at every offset of
+// tokens with an odd number of rows: there bfloat16 is widened.
+const Kernels &with_bf16(const Job &job, Element element) {
+  const bool apart = job.windowed && job.dT && job.n % 2;
+  return element == kBFloat16 && !apart ? avx512_bf16_kernels(job) : avx512_kernels(job, element);
 }
 #endif
 
@@ -68,16 +71,6 @@ const std::vector<InstructionSet> &all_sets() {
 const InstructionSet *&in_use() {
   static const InstructionSet *set = &all_sets().front();
   return set;
-}
-
-// Those in use. Hardware that multiplies pairs of rows wants them side by side, which a window cannot give at every
-// offset: there bfloat16 is widened.
-const Kernels &kernels_of(const Job &job, Element element) {
-  const InstructionSet &set = *in_use();
-#ifdef __x86_64__
-  if (job.windowed && set.kernels == with_bf16) return avx512_kernels(element);
-#endif
-  return set.kernels(element);
 }
 
 // Units of so many tokens that one block takes at the most.
@@ -135,10 +128,10 @@ void use_instruction_set(const std::string &name) {
 
 void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS) {
   thread_local Buffer packed, factors, sums;
-  const Kernels &kernels = kernels_of(job, element);
+  job.dT = dT != nullptr, job.dS = dS != nullptr;
+  const Kernels &kernels = in_use()->kernels(job, element);
   const int64_t a_panels = ceil_div(job.p, kernels.width), k_panels = ceil_div(job.q, kernels.width);
   const int64_t count = matrices(job);
-  job.dT = dT != nullptr, job.dS = dS != nullptr;
   const bool reads_Z = job.y || job.dS, sums_up = job.dT || job.dS;
 
   // Blocks: as many units of tokens as fit, the templates packed elsewhere.

@@ -46,12 +46,11 @@ struct Factors {
     const int64_t valid = clamp(job.p - ap * kWidth, kWidth);
     const E *from = static_cast<const E *>(job.T) + u * job.p * job.q + ap * kWidth * job.T_a;
     to += u * z_rows(job) * kWidth;
-    if constexpr (kPairs) {
+    if constexpr (kPairs)
       pack_pairs<kWidth>(from, job.T_k, job.T_a, job.q, valid, to);
-    } else {
+    else
       pack_panel<kWidth>(from, job.T_k, job.T_a, job.q, valid, to);
-      memset(to + job.q * kWidth, 0, (z_rows(job) - job.q) * kWidth * sizeof(O));
-    }
+    memset(to + even(job.q) * kWidth, 0, (z_rows(job) - even(job.q)) * kWidth * sizeof(O));
   }
 
   static void pack_for_dx(const Job &job, int64_t u, int64_t ap, int64_t kp, O *to) {  // to: this square

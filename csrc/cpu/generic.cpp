@@ -4,8 +4,8 @@
 #define DOT_ROWS 3
 #define DOT_COLUMNS 3
 
-#include "block.h"
+#include "kernels.h"
 
 namespace weit {
-const Kernels &generic_kernels(Element element) { return kernels_for(element); }
+const Kernels &generic_kernels(const Job &job, Element element) { return kernels_of(job, element); }
 }  // namespace weit

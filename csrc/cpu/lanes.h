@@ -16,7 +16,9 @@ struct Lanes : Factors<E, Op> {
   using Base = Factors<E, Op>;
   using typename Base::A;
   using typename Base::O;
-  using Base::dx_panel, Base::kSquare, Base::kWidth, Base::z_panel, Base::z_rows;
+  using typename Base::W;
+  using Base::dx_panel, Base::even, Base::kPairs, Base::kSquare, Base::kWidth, Base::word, Base::words;
+  using Base::z_panel, Base::z_rows;
 
   static constexpr int64_t kLoadAhead = 8, kStoreAhead = 2;  // rows whose memory is called for in advance
 
@@ -25,21 +27,24 @@ struct Lanes : Factors<E, Op> {
   }
 
   static int64_t strips(int64_t tokens) { return ceil_div(tokens, kWidth); }
-  static int64_t x_strip(const Job &job) { return job.n * job.q * kWidth; }
+  static int64_t x_strip(const Job &job) { return job.n * even(job.q) * kWidth; }
+  static int64_t dx_strip(const Job &job) { return job.n * job.q * kWidth; }
+  static int64_t z_columns(const Job &job) { return job.N * even(job.n); }
 
   // What one block of tokens, some strips of pixels, needs. `middle`: of one strip and one panel of a, Z as
-  // [a][t, j] or V as [t, j][a].
+  // [a][t, j] or V as [t, j][a]. With pairs, features as they are read, and sums before they are rounded.
   struct Room {
-    O *x, *dy, *middle;
+    O *x, *dy, *middle, *plain;
     A *dx, *sums;
     int64_t *row_at, *T_at;
     Room(Scratch &s, const Job &job, int64_t tokens) {
-      const int64_t columns = job.N * job.n;
+      const int64_t columns = job.N * job.n, rounded = kPairs ? 2 * (job.y ? kWidth : columns) : 0;
       x = s.take<O>(job.y ? strips(tokens) * x_strip(job) : 0);
-      dx = s.take<A>(job.dx ? strips(tokens) * x_strip(job) : 0);
-      dy = s.take<O>(job.dx ? job.m * kWidth : 0);
-      sums = s.take<A>(job.y ? job.m * kWidth : 0);
-      middle = s.take<O>(columns * kSquare);
+      dx = s.take<A>(job.dx ? strips(tokens) * dx_strip(job) : 0);
+      dy = s.take<O>(job.dx ? even(job.m) * kWidth : 0);
+      plain = s.take<O>(kPairs ? (job.y ? job.q : job.m) * kWidth : 0);
+      sums = s.take<A>((job.y && job.m > rounded ? job.m : rounded) * kWidth);
+      middle = s.take<O>((job.y ? z_columns(job) : columns) * kSquare);
       row_at = s.take<int64_t>(job.y ? kWidth : columns);
       T_at = s.take<int64_t>(job.dx ? job.N : 0);
     }
@@ -98,15 +103,49 @@ struct Lanes : Factors<E, Op> {
     }
   }
 
+  // The same, with pairs of rows side by side where products want them so.
+  static void load_pairs(const Strip &strip, const void *tensor, const Rows &rows, const Room &room, O *to) {
+    if constexpr (kPairs) {
+      load(strip, tensor, rows, room.plain);
+      pair_rows<kWidth>(room.plain, rows.count, to);
+    } else {
+      load(strip, tensor, rows, to);
+    }
+  }
+
+  // Rows of a product go to `to`, `step` apart, panel row `index` of what is there. With pairs they are rounded, and two
+  // products, the first of an even index, go there together; a `last` one may stand alone.
+  static void between(
+      const O *left, int64_t left_row, const O *right, const Stretches &s, int64_t rows, const Room &room, O *to,
+      int64_t step, int64_t index, bool last) {
+    if constexpr (kPairs) {
+      const bool second = index % 2;
+      product<Op, true>(word(left), left_row, word(right), s, room.sums + second * kWidth, room.row_at, rows, false);
+      if (!second && !last) return;
+      to += (index - second) * kWidth;
+      for (int64_t r = 0; r < rows; ++r) Op::narrow_pair(room.sums + 2 * r * kWidth, second, to + r * step);
+    } else {
+      product<Op, true>(left, left_row, right, s, to + index * kWidth, room.row_at, rows, false);
+    }
+  }
+
   static void store(const Strip &strip, const A *from, const void *bias, const Rows &rows, void *tensor) {
     const E *added = bias ? static_cast<const E *>(bias) + rows.first : nullptr;
-    for (int64_t i = 0; i < strip.runs; ++i) {
-      const auto &run = strip.run[i];
-      const auto to = strip.place_of(static_cast<E *>(tensor), rows.features, run);
-      E *map = to.at + rows.first * to.feature;
-      for (int64_t r = 0; r < rows.there; ++r, map += rows.step * to.feature) {
-        const A b = added ? A(widened(added[r * rows.step])) : A(0);
-        store_line<kWidth>(from + r * kWidth + run.done, b, run.count, map);
+    const auto to = strip.place_of(static_cast<E *>(tensor), rows.features, strip.run[0]);
+    const int64_t step = rows.step * to.feature;
+    E *map = to.at + rows.first * to.feature;
+    for (int64_t r = 0; r < rows.there; ++r, from += kWidth, map += step) {
+      const A b = added ? A(widened(added[r * rows.step])) : A(0);
+      if (strip.run[0].count == kWidth) {
+        store_line<kWidth>(from, b, kWidth, map);
+        continue;
+      }
+      E line[kWidth];
+      store_line<kWidth>(from, b, kWidth, line);
+      for (int64_t i = 0; i < strip.runs; ++i) {
+        const auto &run = strip.run[i];
+        E *at = strip.place_of(static_cast<E *>(tensor), rows.features, run).at;
+        memcpy(at + rows.first * to.feature + r * step, line + run.done, run.count * sizeof(E));
       }
     }
   }
@@ -123,25 +162,31 @@ struct Lanes : Factors<E, Op> {
   }
 
   static void make_y(const Job &job, const Part &part, int64_t b0, int64_t b1, const O *T, const Room &room) {
-    const int64_t columns = job.N * job.n, at = 0;
-    const Stretches over_k{1, job.q, job.q, 0, &at}, over_c{1, columns, columns, 0, &at};
+    const int64_t columns = z_columns(job), group = even(job.q) * kWidth, at = 0;
+    const Stretches over_k{1, words(job.q), words(job.q), 0, &at}, over_c{1, words(columns), words(columns), 0, &at};
     const O *S = static_cast<const O *>(job.S_mix);
-    for (int64_t b = b0, s = 0; b < b1; b += kWidth, ++s)
-      load(Strip(job, b, b1), job.x, Rows(job.in, 0, 1, job.n * job.q), room.x + s * x_strip(job));
+    O *x = room.x;
+    for (int64_t b = b0; b < b1; b += kWidth) {
+      const Strip strip(job, b, b1);
+      for (int64_t j = 0; j < job.n; ++j, x += group)
+        load_pairs(strip, job.x, Rows(job.in, j * job.q, 1, job.q), room, x);
+    }
     for (int64_t ap = part.a0; ap < part.a1; ++ap) {
       const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
-      const O *x = room.x;
+      x = room.x;
       for (int64_t b = b0; b < b1; b += kWidth, x += x_strip(job)) {
-        for (int64_t c = 0; c < columns; ++c) {
-          const O *left = T + ap * z_panel(job) + c / job.n * z_rows(job) * kWidth;
-          const O *right = x + c % job.n * job.q * kWidth;
-          product<Op, true>(left, kWidth, right, over_k, room.middle + c * kWidth, room.row_at, rows, false);
+        const O *left = T + ap * z_panel(job);
+        for (int64_t t = 0; t < job.N; ++t, left += z_rows(job) * kWidth) {
+          O *z = room.middle + t * even(job.n) * kWidth;
+          for (int64_t j = 0; j < job.n; ++j)
+            between(left, kWidth, x + j * group, over_k, rows, room, z, columns * kWidth, j, j + 1 == job.n);
         }
         const Strip strip(job, b, b1);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t a = ap * kWidth + r, ahead = a + kStoreAhead;
           if (ahead < part.a1 * kWidth) prefetch(strip, Rows(job.out, ahead, job.p, job.m), job.y);
-          product<Op, true>(S, job.m, room.middle + r * columns * kWidth, over_c, room.sums, nullptr, job.m, false);
+          const W *z = word(room.middle + r * columns * kWidth);
+          product<Op, true>(word(S), job.m, z, over_c, room.sums, nullptr, job.m, false);
           store(strip, room.sums, job.y_bias, Rows(job.out, a, job.p, job.m), job.y);
         }
       }
@@ -150,31 +195,31 @@ struct Lanes : Factors<E, Op> {
 
   static void make_dx(const Job &job, const Part &part, int64_t b0, int64_t b1, const O *T, const Room &room) {
     const int64_t columns = job.N * job.n, at = 0;
-    const Stretches over_i{1, job.m, job.m, 0, &at};
+    const Stretches over_i{1, words(job.m), words(job.m), 0, &at};
     const O *S = static_cast<const O *>(job.S_unmix);
     for (int64_t ap = 0; ap * kWidth < job.p; ++ap) {
       const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
-      const Stretches over_a{job.N, rows, rows, job.n * kSquare, room.T_at};
+      const Stretches over_a{job.N, words(rows), words(rows), words(job.n * kSquare), room.T_at};
       A *dx = room.dx;
-      for (int64_t b = b0; b < b1; b += kWidth, dx += x_strip(job)) {
+      for (int64_t b = b0; b < b1; b += kWidth, dx += dx_strip(job)) {
         const Strip strip(job, b, b1);
         for (int64_t r = 0; r < rows; ++r) {
-          load(strip, job.dy, Rows(job.out, ap * kWidth + r, job.p, job.m), room.dy);
-          product<Op, true>(S, columns, room.dy, over_i, room.middle + r * kWidth, room.row_at, columns, false);
+          load_pairs(strip, job.dy, Rows(job.out, ap * kWidth + r, job.p, job.m), room, room.dy);
+          between(S, columns, room.dy, over_i, columns, room, room.middle, kSquare, r, r + 1 == rows);
         }
         for (int64_t kp = part.k0; kp < part.k1; ++kp) {
-          const O *left = T + ap * dx_panel(job) + kp * job.N * kSquare;
+          const W *left = word(T + ap * dx_panel(job) + kp * job.N * kSquare);
           const int64_t k = kp * kWidth, count = clamp(job.q - k, kWidth);
           for (int64_t j = 0; j < job.n; ++j) {
-            A *to = dx + (j * job.q + k) * kWidth;
-            product<Op, true>(left, kWidth, room.middle + j * kSquare, over_a, to, nullptr, count, ap > 0);
+            const W *v = word(room.middle + j * kSquare);
+            product<Op, true>(left, kWidth, v, over_a, dx + (j * job.q + k) * kWidth, nullptr, count, ap > 0);
           }
         }
       }
     }
     const int64_t k = part.k0 * kWidth, count = clamp(job.q - k, (part.k1 - part.k0) * kWidth);
     const A *dx = room.dx;
-    for (int64_t b = b0; b < b1; b += kWidth, dx += x_strip(job)) {
+    for (int64_t b = b0; b < b1; b += kWidth, dx += dx_strip(job)) {
       const Strip strip(job, b, b1);
       for (int64_t f = k; f < job.n * job.q; f += job.q)
         store(strip, dx + f * kWidth, job.dx_bias, Rows(job.in, f, 1, count), job.dx);
@@ -185,11 +230,17 @@ struct Lanes : Factors<E, Op> {
     Scratch scratch{static_cast<char *>(part.scratch)};
     Room room(scratch, job, job.block);
     const O *T = static_cast<const O *>(job.y ? job.packed_Z : job.packed_dx);
-    const int64_t columns = job.N * job.n;
-    for (int64_t r = 0; r < (job.y ? kWidth : columns); ++r) room.row_at[r] = r * (job.y ? columns : kWidth);
-    for (int64_t t = 0; job.dx && t < job.N; ++t) room.T_at[t] = t * kSquare;
+    const int64_t rows = job.y ? kWidth : job.N * job.n, step = kPairs ? 2 : job.y ? z_columns(job) : kWidth;
+    for (int64_t r = 0; r < rows; ++r) room.row_at[r] = r * step;
+    for (int64_t t = 0; job.dx && t < job.N; ++t) room.T_at[t] = words(t * kSquare);
     const auto make = job.y ? make_y : make_dx;
     for (int64_t b = part.b0; b < part.b1; b += job.block) make(job, part, b, b + clamp(part.b1 - b, job.block), T, room);
+  }
+
+  static constexpr weit::Kernels table() {
+    const auto unit = [](const Job &) -> int64_t { return kWidth; };
+    return {kWidth, sizeof(A), unit, Base::packed_Z_size, Base::packed_dx_size, block_size, Base::pack_S, Base::pack_T,
+            run, nullptr, nullptr};
   }
 };
 

@@ -34,13 +34,23 @@ inline void narrow(float v, BFloat16 &to) {  // to the nearest, ties to even; Na
 
 inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value < most ? value : most; }
 
+// A whole panel row in another type.
+template <int WIDTH, class From, class To>
+inline void narrow_row(const From *__restrict from, To *__restrict to) {
+#ifdef HARDWARE_BF16
+  if constexpr (WIDTH == 32 && __is_same(From, float) && __is_same(To, BFloat16)) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+    memcpy(to, &both, sizeof(both));
+    return;
+  }
+#endif
+  for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
+}
+
 // One panel row of WIDTH columns from `valid` numbers in memory, zeros behind them.
 template <int WIDTH, class From, class To>
 inline void pack_row(const From *__restrict from, int64_t valid, To *__restrict to) {
-  if (valid == WIDTH) {
-    for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
-    return;
-  }
+  if (valid == WIDTH) return narrow_row<WIDTH>(from, to);
   for (int64_t c = 0; c < valid; ++c) narrow(from[c], to[c]);
   memset(to + valid, 0, (WIDTH - valid) * sizeof(To));
 }
@@ -49,9 +59,11 @@ inline void pack_row(const From *__restrict from, int64_t valid, To *__restrict 
 template <int WIDTH, class From, class To>
 inline void store_row(const From *__restrict from, const To *__restrict bias, int64_t valid, To *__restrict to) {
   if (valid == WIDTH && !bias) {
-    for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
+    narrow_row<WIDTH>(from, to);
   } else if (valid == WIDTH) {
-    for (int c = 0; c < WIDTH; ++c) narrow(from[c] + widened(bias[c]), to[c]);
+    From sums[WIDTH];
+    for (int c = 0; c < WIDTH; ++c) sums[c] = from[c] + widened(bias[c]);
+    narrow_row<WIDTH>(sums, to);
   } else {
     for (int64_t c = 0; c < valid; ++c) narrow(bias ? from[c] + widened(bias[c]) : from[c], to[c]);
   }
@@ -61,7 +73,9 @@ inline void store_row(const From *__restrict from, const To *__restrict bias, in
 template <int WIDTH, class From, class To>
 inline void store_line(const From *__restrict from, From bias, int64_t valid, To *__restrict to) {
   if (valid == WIDTH) {
-    for (int c = 0; c < WIDTH; ++c) narrow(from[c] + bias, to[c]);
+    From sums[WIDTH];
+    for (int c = 0; c < WIDTH; ++c) sums[c] = from[c] + bias;
+    narrow_row<WIDTH>(sums, to);
   } else {
     for (int64_t c = 0; c < valid; ++c) narrow(from[c] + bias, to[c]);
   }
@@ -141,15 +155,15 @@ inline void pack_panel(const E *from, int64_t row, int64_t column, int64_t rows,
 }
 
 // Rows 2r and 2r + 1 interleaved, which is how hardware that adds pairs of 16-bit products reads its right operand;
-// a row of zeros stands in for one that is missing.
+// a row of zeros stands in for one that is missing. Two neighbours are made as one 32-bit number, which vectorizes.
 template <int WIDTH>
-inline void pair_rows(const BFloat16 *from, int64_t rows, BFloat16 *to) {
-  for (int64_t r = 0; r < rows; r += 2, from += 2 * WIDTH, to += 2 * WIDTH) {
-    for (int c = 0; c < WIDTH; ++c) {
-      to[2 * c] = from[c];
-      to[2 * c + 1].bits = r + 1 < rows ? from[WIDTH + c].bits : 0;
-    }
-  }
+inline void pair_rows(const BFloat16 *__restrict from, int64_t rows, BFloat16 *__restrict to) {
+  typedef uint32_t __attribute__((may_alias)) Pair;
+  auto *pairs = reinterpret_cast<Pair *>(to);
+  for (int64_t r = 0; r + 1 < rows; r += 2, from += 2 * WIDTH, pairs += WIDTH)
+    for (int c = 0; c < WIDTH; ++c) pairs[c] = from[c].bits | uint32_t(from[WIDTH + c].bits) << 16;
+  if (rows % 2)
+    for (int c = 0; c < WIDTH; ++c) pairs[c] = from[c].bits;
 }
 
 // A panel of any matrix with its rows in pairs. Where pairs of rows are neighbours in memory, as the inner axis of a

@@ -1,4 +1,4 @@
-// Register tiles of matrix products, for the instruction set that the including file chose (LANE_BYTES, MAX_ROWS).
+// Register tiles of matrix products, for the instruction set that the including file chose (LANE_BYTES, MAX_ROWS, …).
 //
 // Every operand is in panels: `kWidth` columns wide (two vectors), rows one after the other, columns that the matrix
 // lacks are zero. A panel is at once the right operand of a product over its rows (vectors along the columns) and the
