@@ -47,8 +47,14 @@ def supports(dtype: torch.dtype) -> str:
 
 
 def panel_width(dtype: torch.dtype) -> int:
-    """Columns of a panel on CPUs with AVX2: two registers of what is summed. Others have half or twice as many."""
-    return 64 // max(4, dtype.itemsize)
+    """Columns of a panel: two registers of what is summed."""
+    registers = {"generic": 32, "avx2": 64}.get(_C.instruction_set(), 128)
+    return registers // max(4, dtype.itemsize)
+
+
+def wide_panels() -> bool:
+    """Whether panels have so many columns that templates of a few rows leave most of them empty."""
+    return panel_width(torch.float32) > 16
 
 
 def workspace_bytes(s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool, parts: int) -> int:

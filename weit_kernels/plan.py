@@ -222,17 +222,20 @@ def cost(request: Request, path: str, phase: str) -> Cost:
 
 
 def work(request: Request, path: str, backend: str, phase: str) -> Cost:
-    """What one phase takes time for: the cost, and in compiled convolutions the zeros that fill panels of templates.
+    """What one phase takes time for: the cost, and the zeros that fill the compiled kernels' panels of templates.
 
-    A linear layer has them too, but there the rates were fitted without, and the products are as narrow in plain torch.
-    Where pixels are the columns of panels (csrc/cpu/lanes.h), templates are not filled.
+    A linear layer fills one axis of them. Where panels are narrow its rates were fitted without; the products are as
+    narrow in plain torch. Where pixels are the columns of panels (csrc/cpu/lanes.h), templates are not filled.
     """
     s = request.shape
-    lanes = request.pointwise and s.taps == 1 and phase == "forward"
-    if backend == "cpp" and s.kernel and not lanes:
-        width = cpp.panel_width(request.dtype)
-        request = replace(request, shape=replace(s, p=-(-s.p // width) * width, q=-(-s.q // width) * width))
-    return cost(request, path, phase)
+    lanes = s.kernel and request.pointwise and s.taps == 1 and phase == "forward"
+    if backend != "cpp" or lanes or not (s.kernel or cpp.wide_panels()):
+        return cost(request, path, phase)
+    width = cpp.panel_width(request.dtype)
+    p, q = -(-s.p // width) * width, -(-s.q // width) * width
+    if not s.kernel:
+        p, q = (p, s.q) if path == "templates_first" else (s.p, q)
+    return cost(replace(request, shape=replace(s, p=p, q=q)), path, phase)
 
 
 def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -56,6 +57,23 @@ CPU: dict[str, dict[str, Rates]] = {
         # best. The 16-bit rates are from a CPU with AMX, 80 choices: 82 %, 1.17 times.
         "torch": Rates("CPU, AVX-512", 3.62e11, 1.88e10, 3.55e-5, 3.12, 30.5, 29.3, 3.92, 31.7, 0),
         "torch 16-bit": Rates("CPU, AVX-512, 16-bit", 1.65e12, 2.27e10, 5.24e-5, 132, 61.8, 173, 77.9, 2.51, 38.5),
+    },
+    "AVX512_BF16": {
+        # EPYC with AVX-512 that multiplies 16-bit numbers in pairs (Zen 4), fits and others: see docs/speed.md.
+        "torch": Rates("CPU, AVX-512, no AMX", 1.4e11, 7.12e9, 6.29e-5, 0, 30, 0, 9.7, 12.8, 29.3),
+        "cpp": Rates("CPU, AVX-512, compiled", 2.42e11, inf, 1.4e-5, 17.5, 3.67, 0, 13.5, 22.7, 0),
+        "torch conv": Rates("CPU, AVX-512, no AMX, convolutions", 1.74e11, inf, 1.74e-4, 11.7, 0, 7.84, 0, 0, 63.5),
+        "cpp conv": Rates(
+            "CPU, AVX-512, compiled, convolutions", 2.11e11, 6.99e10, 3.39e-5, 42.2, 0.151, 0, 5.94, 13.9, 0
+        ),
+        "torch 16-bit": Rates("CPU, AVX-512, no AMX, 16-bit", 2.35e11, inf, 1.01e-4, 0, 0, 0, 0, 39.1, 0),
+        "cpp 16-bit": Rates("CPU, AVX-512, compiled, 16-bit", 4.86e11, inf, 1.18e-5, 83.2, 18.5, 0.0144, 11, 52.8, 0),
+        "torch 16-bit conv": Rates(
+            "CPU, AVX-512, no AMX, 16-bit convolutions", 3.54e11, 3.48e10, 1.7e-4, 0.529, 22.5, 6.81, 32.3, 0, 0
+        ),
+        "cpp 16-bit conv": Rates(
+            "CPU, AVX-512, compiled, 16-bit convolutions", 4.78e11, inf, 0, 109, 52.2, 0, 5.07, 37.2, 3.3
+        ),
     },
     "AVX2": {
         # EPYC with AVX2. float32, 140 choices: the fastest of five is picked in 89 %, at worst 1.32 times the best; 80
@@ -138,7 +156,7 @@ def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch", 
     Convolutions have rates of their own where they were measured: the library has other kernels for them.
     """
     if device.type == "cpu":
-        kind = torch.backends.cpu.get_cpu_capability()
+        kind = cpu_kind()
         kind = kind if kind in CPU else "AVX512"  # how costs compare changes little
         names = [_name(backend, dtype), _name("torch", dtype)]
         if conv:
@@ -153,6 +171,18 @@ def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch", 
     return measured(device, dtype) or DATA_SHEETS["H100"].rates("unknown GPU, taken for an H100, data sheet", dtype)
 
 
+def cpu_kind() -> str:
+    """What ``CPU`` calls this CPU: its vectors as torch says, and whether those multiply 16-bit numbers.
+
+    Where tiles of AMX do that, plain torch is faster at it than vectors can be. A torch that cannot tell is taken to
+    have them.
+    """
+    vectors = torch.backends.cpu.get_cpu_capability()
+    has: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    pairs = vectors == "AVX512" and has.get("avx512_bf16") and not has.get("amx_tile", True)
+    return "AVX512_BF16" if pairs else vectors
+
+
 def _name(backend: str, dtype: torch.dtype) -> str:
     """What ``CPU`` calls the rates of a backend; those of float64 are float32's with half the peak."""
     return f"{backend} 16-bit" if dtype.itemsize == 2 else backend
@@ -164,7 +194,7 @@ def compiled_unproven(dtype: torch.dtype, conv: bool = False) -> str:
     Convolutions were timed in float32, and ten of them in bfloat16, planned with the rates of linear layers: all ten
     choices were right.
     """
-    kind = torch.backends.cpu.get_cpu_capability()
+    kind = cpu_kind()
     if _name("cpp", dtype) in CPU.get(kind, {}) and not (conv and dtype == torch.float64):
         return ""
     return f"not timed beside plain torch on a CPU with {kind}; ask for backend='cpp'"

@@ -21,6 +21,24 @@ def test_a_cpu_of_another_kind_has_rates_of_the_same_width(monkeypatch: pytest.M
     assert double.flops == single.flops / 2
 
 
+@pytest.mark.parametrize(
+    ("vectors", "has", "kind"),
+    [
+        ("AVX512", {"avx512_bf16": True, "amx_tile": False}, "AVX512_BF16"),
+        ("AVX512", {"avx512_bf16": True, "amx_tile": True}, "AVX512"),
+        ("AVX512", {"avx512_bf16": False, "amx_tile": False}, "AVX512"),
+        ("AVX512", {}, "AVX512"),
+        ("AVX2", {"avx512_bf16": True, "amx_tile": False}, "AVX2"),  # as ATEN_CPU_CAPABILITY says it
+    ],
+)
+def test_cpus_are_told_apart_by_what_multiplies_16_bit_numbers(
+    vectors: str, has: dict[str, bool], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert rates.cpu_kind() == kind
+
+
 def test_known_gpus_are_planned_with_their_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, sheet in rates.DATA_SHEETS.items():
         monkeypatch.setattr(tune, "device_name", lambda device, name=name: f"NVIDIA {name} 80GB")

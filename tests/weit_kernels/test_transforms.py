@@ -134,7 +134,8 @@ def test_activation_checkpointing(kind: str, use_reentrant: bool) -> None:
 
     kept = gradients(lambda *a: function(*a).relu())
     again = gradients(lambda *a: checkpoint(lambda *b: function(*b).relu(), *a, use_reentrant=use_reentrant))
-    assert all(map(torch.equal, again, kept))
+    # The reentrant kind first runs without gradients, where another path may be the fastest.
+    assert all(map(close if use_reentrant else torch.equal, again, kept))
 
 
 def test_func_grad_under_autocast() -> None:
