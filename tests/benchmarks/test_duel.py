@@ -148,15 +148,35 @@ def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
 def test_a_slow_machine_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     given = iter([60.0, 70.0, 95.0, 40.0])
     monkeypatch.setattr(pace, "_fastest", 100.0)
+    monkeypatch.setattr(pace, "_begun", pace.time.monotonic() - 1000)
+    monkeypatch.setattr(pace, "_waited", 0.0)
     monkeypatch.setattr(pace, "gflops", lambda: next(given))
     monkeypatch.setattr(pace.time, "sleep", lambda _: None)
     assert pace.wait(60) == 95.0
     assert pace.wait(0) == 40.0
 
 
+def test_waits_take_a_share_of_the_time_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(pace, "_fastest", 100.0)
+    monkeypatch.setattr(pace, "_begun", 0.0)
+    monkeypatch.setattr(pace, "_waited", 0.0)
+    monkeypatch.setattr(pace, "gflops", lambda: 50.0)
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    for _ in range(100):
+        pace.wait(60)
+    share = pace.SHARE * 1000 / (1 - pace.SHARE)
+    assert share - 1 < clock[0] - 1000 < share + 1
+
+
 def test_the_first_wait_looks_around(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, given = iter(range(100)), iter([60.0, 100.0, 100.0, 95.0])
     monkeypatch.setattr(pace, "_fastest", 0.0)
+    monkeypatch.setattr(pace, "_begun", None)
     monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
 
     def gflops() -> float:

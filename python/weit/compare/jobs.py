@@ -93,6 +93,32 @@ def make_start(
     return {"seconds": seconds}
 
 
+def try_rate(
+    folder: Path,
+    paths: Paths,
+    report: Report,
+    *,
+    task: dict[str, Any],
+    model: str,
+    size: Size,
+    initializer: str,
+    start: dict[str, Any],
+    settings: dict[str, Any],
+) -> dict[str, float | None]:
+    """What one model scores, quickly on the validation split, after it was trained from one start as ``train_cell`` does.
+
+    ``None`` if its loss or score becomes infinite: too high a learning rate is an answer, and must not end the comparison.
+    """
+    loaded, config = _load(**task), TrainConfig(**settings)
+    network, progress = _started(loaded, paths, model, size, initializer, start, config.seed), _Ticks(report, config)
+    try:
+        train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
+    except FloatingPointError:
+        return {"score": None}
+    score = loaded.evaluate(network, "validation", quick=True)[loaded.metrics[0].name]
+    return {"score": score if isfinite(score) else None}
+
+
 def train_cell(
     folder: Path,
     paths: Paths,
@@ -105,44 +131,43 @@ def train_cell(
     start: dict[str, Any],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train one model from one start: its learning curve, measured quickly on the test split; and what it scores at the
-    end, quickly on the validation split, which only learning rates are chosen by, and in full on the test split.
+    """Train one model from one start: its learning curve, measured quickly on the test split, and what it scores at the
+    end on the test split in full.
 
     A model that was initialised before is at ``paths["start"]``, the trained one that a rival takes from at
     ``paths["source"]``; ``start`` says what went into them, and under ``"learn"`` the settings of a rival that learns.
-    A run whose loss or score becomes infinite ends with the worst score that it had on the way: too high a learning rate
-    is an answer, and must not end the comparison.
+    A run whose loss or score becomes infinite ends with the worst score that it had on the way.
     """
     loaded, config = _load(**task), TrainConfig(**settings)
     metric, progress = loaded.metrics[0], _Ticks(report, config)
     network = _started(loaded, paths, model, size, initializer, start, config.seed)
 
-    def scores(split: str, quick: bool = True) -> dict[str, float]:
-        found = loaded.evaluate(network, split, quick=quick)
+    def scores(quick: bool) -> dict[str, float]:
+        found = loaded.evaluate(network, "test", quick=quick)
         if not all(map(isfinite, found.values())):
-            raise FloatingPointError(f"{split} scores became {found}")
+            raise FloatingPointError(f"scores became {found}")
         return found
 
     def evaluate(_: nn.Module) -> dict[str, float]:
-        curve.append(scores("test")[metric.name])
+        curve.append(scores(quick=True)[metric.name])
         return progress()
 
-    curve = [scores("test")[metric.name]]
+    curve = [scores(quick=True)[metric.name]]
 
     steps = [*range(0, config.steps, config.evaluate_every), config.steps]
     started = time.perf_counter()
     try:
         train_dense(loaded, network, config, evaluate=evaluate, progress=False)
         seconds = time.perf_counter() - started
-        final = {"validation": scores("validation"), "test": scores("test", quick=False)}
+        final = scores(quick=False)
     except FloatingPointError:
         seconds = time.perf_counter() - started
         worst = min(curve) if metric.higher else max(curve)
         curve += [worst] * (len(steps) - len(curve))
-        final = {split: {metric.name: worst} for split in ("validation", "test")}
+        final = {metric.name: worst}
     return {
         "curve": list(zip(steps, curve, strict=True)),
-        **final,
+        "test": final,
         "seconds": seconds,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,7 @@ class _Plan:
         fitted = pool.run([self._start(target, seed) for target in self.sizes for seed in seeds], "fitting scalers")
         chosen = [name for name in config.starts if name != LONGER]
         pairs = [(target, name) for target in self.sizes for name in chosen if (target, name) not in self.absent]
-        grid = {(*pair, lr): self._cell(*pair, lr, 0) for pair in pairs for lr in config.lrs}
-        tried = dict(zip(grid, pool.run(list(grid.values()), "learning rates"), strict=True))
-        metric = self.task.metrics[0]
-        lrs = {
-            (target, name): best_lr(
-                {lr: tried[target, name, lr]["validation"][metric.name] for lr in config.lrs}, metric
-            )
-            for target, name in pairs
-        }
+        lrs = self._rates(pairs, pool)
         if LONGER in config.rivals:
             lrs |= {(target, LONGER): lrs[target, SCRATCH] for target in self.sizes}
         cells = {(*pair, seed): self._cell(*pair, lr, seed) for pair, lr in lrs.items() for seed in seeds}
@@ -121,6 +114,16 @@ class _Plan:
             self.origins[BANK].arguments,
             {**seconds, "fitting": sum(each["seconds"] for each in fitted)},
         )
+
+    def _rates(self, pairs: list[tuple[str, str]], pool: Pool) -> dict[tuple[str, str], float]:
+        """The learning rate of each target and start: the best of a trial each with the first seed."""
+        rates = self.config.lrs
+        if len(rates) == 1:
+            return dict.fromkeys(pairs, rates[0])
+        grid = {(*pair, lr): self._trial(*pair, lr) for pair in pairs for lr in rates}
+        tried = dict(zip(grid, pool.run(list(grid.values()), "learning rates"), strict=True))
+        metric = self.task.metrics[0]
+        return {pair: best_lr({lr: tried[*pair, lr]["score"] for lr in rates}, metric) for pair in pairs}
 
     def _pretraining(self, name: str) -> float:
         """Operations that were spent before a target is known."""
@@ -152,6 +155,10 @@ class _Plan:
             work=self.item_flops[target] * config.fit_steps,
         )
 
+    def _trial(self, target: str, name: str, peak: float) -> Job:
+        cell = self._cell(target, name, peak, 0)
+        return replace(cell, name=f"rates/{name}/{target}-lr{peak:g}", function=jobs.try_rate)
+
     def _cell(self, target: str, name: str, peak: float, seed: int) -> Job:
         config = self.config
         steps = config.steps + (round(self._extra_steps(target, WEIT)) if name == LONGER else 0)
@@ -171,7 +178,8 @@ class _Plan:
             "batch_size": config.batch_size,
             "lr": peak,
             "seed": seed,
-            "evaluate_every": config.evaluate_every,
+            # A curve has as many points as the others': policies take longer to score than to train.
+            "evaluate_every": ceil(config.evaluate_every * steps / config.steps),
         }
         return Job(
             name=f"cells/{name}/{target}-lr{peak:g}-seed{seed}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import fmean, stdev
 from typing import Any
 
@@ -77,10 +78,11 @@ class Row:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def best_lr(validation: dict[float, float], metric: Metric) -> float:
-    """The learning rate with the best score; of equals the smallest."""
+def best_lr(validation: dict[float, float | None], metric: Metric) -> float:
+    """The learning rate with the best score; of equals the smallest, and those at which training blew up are last."""
     sign = -1 if metric.higher else 1
-    return min(validation, key=lambda lr: (sign * validation[lr], lr))
+    scores = {lr: inf if score is None else sign * score for lr, score in validation.items()}
+    return min(scores, key=lambda lr: (scores[lr], lr))
 
 
 def spread(values: list[float]) -> float:

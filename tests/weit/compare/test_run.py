@@ -85,9 +85,7 @@ def test_rates_are_chosen_on_validation_data_with_the_first_seed(compared):
     config, comparison, ran = compared
     for row in comparison.rows:
         for name in ("scratch", "weight_selection", "weit"):
-            found = {
-                lr: ran[f"cells/{name}/{row.target}-lr{lr:g}-seed0"][1]["validation"]["accuracy"] for lr in config.lrs
-            }
+            found = {lr: ran[f"rates/{name}/{row.target}-lr{lr:g}"][1]["score"] for lr in config.lrs}
             assert row.outcomes[name].lr == max(found, key=lambda lr: (found[lr], -lr))
         assert row.outcomes["scratch_longer"].lr == row.outcomes["scratch"].lr
 
@@ -96,13 +94,14 @@ def test_all_initializers_get_the_same_rates_schedule_and_data(compared):
     config, _, ran = compared
     grids = {}
     for name, (job, _) in ran.items():
-        if name.startswith("cells/") and "longer" not in name:
-            settings = job.arguments["settings"]
+        settings = job.arguments.get("settings", {})
+        if name.startswith(("cells/", "rates/")) and "longer" not in name:
             assert (settings["steps"], settings["batch_size"]) == (5, 8)
-            grids.setdefault(name.split("/")[1], set()).add((name.split("/")[2], settings["lr"], settings["seed"]))
-    tried = {key: {(cell, lr) for cell, lr, seed in value if seed == 0} for key, value in grids.items()}
-    assert tried["scratch"] == tried["weight_selection"] == tried["weit"]
-    assert len(tried["weit"]) == len(TARGETS) * len(config.lrs)
+        if name.startswith("rates/"):
+            assert settings["seed"] == 0
+            grids.setdefault(name.split("/")[1], set()).add((name.split("/")[2], settings["lr"]))
+    assert grids["scratch"] == grids["weight_selection"] == grids["weit"]
+    assert len(grids["weit"]) == len(TARGETS) * len(config.lrs)
 
 
 def test_work_before_step_0_is_counted(compared, prepared):
@@ -178,13 +177,15 @@ def test_rivals_that_learn_are_told_how_long(rivals):
 
 def test_a_rate_that_blows_up_is_an_answer(tmp_path):
     settings = {"steps": 6, "batch_size": 8, "lr": 1e30, "evaluate_every": 2, "log_every": 1, "clip_norm": None}
-    result = jobs.train_cell(
-        tmp_path, {}, lambda share: None, task={"data": "digits"}, model="vit",
-        size={"width": 16, "depth": 1}, initializer="scratch", start={}, settings=settings,
-    )  # fmt: skip
+    arguments = {
+        "task": {"data": "digits"}, "model": "vit", "size": {"width": 16, "depth": 1},
+        "initializer": "scratch", "start": {}, "settings": settings,
+    }  # fmt: skip
+    result = jobs.train_cell(tmp_path, {}, lambda share: None, **arguments)
     worst = min(accuracy for _, accuracy in result["curve"])
-    assert result["validation"] == result["test"] == {"accuracy": worst}
+    assert result["test"] == {"accuracy": worst}
     assert [step for step, _ in result["curve"]] == [0, 2, 4, 6]
+    assert jobs.try_rate(tmp_path, {}, lambda share: None, **arguments) == {"score": None}
 
 
 def test_a_bank_without_its_model_is_refused(tmp_path, prepared):

@@ -15,6 +15,8 @@ def cell(*accuracies, every=10):
 def test_the_best_rate_is_the_one_with_the_best_validation():
     assert best_lr({1e-3: 0.5, 2e-3: 0.9, 4e-3: 0.7}, ACCURACY) == 2e-3
     assert best_lr({1e-3: 0.5, 2e-3: 0.9, 4e-3: 0.7}, LOSS) == 1e-3
+    assert best_lr({1e-3: None, 2e-3: 0.0, 4e-3: 0.7}, ACCURACY) == 4e-3
+    assert best_lr({1e-3: None, 2e-3: 0.9, 4e-3: None}, LOSS) == 2e-3
 
 
 @pytest.mark.parametrize("metric", [ACCURACY, LOSS])
