@@ -123,7 +123,7 @@ class _Plan:
         grid = {(*pair, lr): self._trial(*pair, lr) for pair in pairs for lr in rates}
         tried = dict(zip(grid, pool.run(list(grid.values()), "learning rates"), strict=True))
         metric = self.task.metrics[0]
-        return {pair: best_lr({lr: tried[*pair, lr]["score"] for lr in rates}, metric) for pair in pairs}
+        return {pair: best_lr({lr: tried[(*pair, lr)]["score"] for lr in rates}, metric) for pair in pairs}
 
     def _pretraining(self, name: str) -> float:
         """Operations that were spent before a target is known."""
