@@ -119,6 +119,7 @@ def extension() -> dict[str, Any]:
                     return
                 say(f"CUDA part of the extension skipped: {reason}")
                 module.sources = cpu_sources
+                module.libraries = [library for library in module.libraries if "cud" not in library]
                 self.build_extensions()
 
     # No -march: csrc/cpu holds kernels for several instruction sets and picks one when it runs.

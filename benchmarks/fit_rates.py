@@ -1,6 +1,6 @@
 """Fit the planner's machine rates to timings saved by ``benchmarks.plan_accuracy --save``.
 
-    python -m benchmarks.fit_rates timings.json [--dtype float32]
+    python -m benchmarks.fit_rates timings.json [--dtype float32] [--columns 32]
 
 Prints ``Rates(...)`` of each backend for ``weit_kernels/rates.py``. The objective is what the planner is for: the
 expected time lost by choosing on predictions (softened, so that it has a slope), with a small weight on the predictions
@@ -26,7 +26,7 @@ from weit_kernels.rates import CPU, Rates
 from weit_kernels.shapes import KronShape
 
 Thetas = dict[str, np.ndarray]
-NAMES = [field.name for field in fields(Rates) if field.name != "name"]
+NAMES = [field.name for field in fields(Rates) if field.name not in ("name", "columns")]
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("timings", type=Path)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--columns", type=int, default=0, help="of a panel of the compiled kernels; 0: not counted")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
 
@@ -41,7 +42,10 @@ def main() -> None:
     names = list(rows[0]["seconds"])
     backends = [name.rpartition(" ")[2] for name in names]
     pairs = list(zip(names, backends, strict=True))
-    costs = [[_costs(row, name.partition(" ")[0], backend, dtype) for name, backend in pairs] for row in rows]
+    costs = [
+        [_costs(row, name.partition(" ")[0], args.columns * (backend == "cpp"), dtype) for name, backend in pairs]
+        for row in rows
+    ]
     actual = np.log([[row["seconds"][name] for name in names] for row in rows])
 
     def predict(thetas: Thetas) -> np.ndarray:
@@ -80,12 +84,12 @@ def main() -> None:
         print(f"{lost[i]:.2f}x {names[picked[i]]} {rows[i]}")
 
 
-def _costs(row: dict[str, Any], path: str, backend: str, dtype: torch.dtype) -> list[Cost]:
+def _costs(row: dict[str, Any], path: str, columns: int, dtype: torch.dtype) -> list[Cost]:
     s, taps = row["shape"], kernel(row["shape"])
     shape = KronShape(s["N"], s["m"], s["n"], s["p"], s["q"], s["m"] * s["p"], s["n"] * s["q"], kernel=taps)
     request = Request(shape, s["M"], dtype, torch.device("cpu"), row["train"])
     phases = ("forward", "backward") if row["train"] else ("forward",)
-    return [work(request, path, backend, phase) for phase in phases]
+    return [work(request, path, phase, columns) for phase in phases]
 
 
 if __name__ == "__main__":

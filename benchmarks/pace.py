@@ -50,8 +50,8 @@ def wait(patience: float = PATIENCE) -> float:
     else:
         patience = min(patience, SHARE * (start - _begun) - _waited)
     while (found := gflops()) < SLOW * _fastest and time.monotonic() < start + patience:
-        time.sleep(0.25)
-        _waited += 0.25
+        time.sleep(min(0.25, patience))
+    _waited += time.monotonic() - start
     return found
 
 

@@ -244,6 +244,12 @@ TORCH_LIBRARY_IMPL(weit_cpp, CPU, library) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.attr("torch") = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR);
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  module.attr("amd") = bool(__builtin_cpu_is("amd"));
+#else
+  module.attr("amd") = false;
+#endif
   module.def("instruction_sets", &weit::instruction_sets, "Those with kernels for this CPU, the best first.");
   module.def("instruction_set", &weit::instruction_set, "The one in use.");
   module.def("use_instruction_set", &weit::use_instruction_set, "Use another, for tests; not while others compute.");

@@ -52,9 +52,9 @@ def panel_width(dtype: torch.dtype) -> int:
     return registers // max(4, dtype.itemsize)
 
 
-def wide_panels() -> bool:
-    """Whether panels have so many columns that templates of a few rows leave most of them empty."""
-    return panel_width(torch.float32) > 16
+def multiplies_pairs() -> bool:
+    """Whether this is a CPU of AMD whose vectors multiply pairs of 16-bit numbers, Zen 4 or newer."""
+    return not _reason and _C.amd and "avx512_bf16" in _C.instruction_sets()
 
 
 def workspace_bytes(s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool, parts: int) -> int:

@@ -221,21 +221,30 @@ def cost(request: Request, path: str, phase: str) -> Cost:
     return Cost([tiles, product, *panel.products[2:]], panel.copied, panel.blocks, panel.workspace)
 
 
-def work(request: Request, path: str, backend: str, phase: str) -> Cost:
-    """What one phase takes time for: the cost, and the zeros that fill the compiled kernels' panels of templates.
+def work(request: Request, path: str, phase: str, columns: int = 0) -> Cost:
+    """What one phase takes time for: the cost, and the zeros that fill panels of so many ``columns``; 0: none.
 
-    A linear layer fills one axis of them. Where panels are narrow its rates were fitted without; the products are as
-    narrow in plain torch. Where pixels are the columns of panels (csrc/cpu/lanes.h), templates are not filled.
+    Columns of a result are filled: those of templates, and where the last product makes features of tokens, those. In a
+    convolution so is the inner axis of each tap. Where pixels are the columns (csrc/cpu/lanes.h), nothing is filled.
     """
     s = request.shape
     lanes = s.kernel and request.pointwise and s.taps == 1 and phase == "forward"
-    if backend != "cpp" or lanes or not (s.kernel or cpp.wide_panels()):
+    if not columns or lanes:
         return cost(request, path, phase)
-    width = cpp.panel_width(request.dtype)
-    p, q = -(-s.p // width) * width, -(-s.q // width) * width
-    if not s.kernel:
-        p, q = (p, s.q) if path == "templates_first" else (s.p, q)
-    return cost(replace(request, shape=replace(s, p=p, q=q)), path, phase)
+
+    def filled(p: int, q: int) -> Cost:
+        return cost(replace(request, shape=replace(s, p=p, q=q)), path, phase)
+
+    p, q = (-(-size // columns) * columns for size in (s.p, s.q))
+    if s.kernel:
+        return filled(p, q)
+    of_templates, of_tokens = filled(p, s.q), filled(s.p, q)
+    if path == "scalers_first":
+        of_templates, of_tokens = of_tokens, of_templates
+    last = {"templates_first": {"backward": 2}, "scalers_first": {"forward": 1}}[path].get(phase)
+    if last is not None:
+        of_templates.products[last] = of_tokens.products[last]
+    return of_templates
 
 
 def _candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
@@ -281,13 +290,24 @@ def _estimates(
                     _workspace(r, c, path, backend, phase, parts) for c, phase in zip(costs, phases, strict=True)
                 ),
                 seconds=sum(
-                    rates.seconds(work(r, path, backend, phase), r.dtype.itemsize, _fused(path, backend, phase), moved)
+                    rates.seconds(
+                        work(r, path, phase, _columns(rates, r.dtype)),
+                        r.dtype.itemsize,
+                        _fused(path, backend, phase),
+                        moved,
+                    )
                     for phase, moved in zip(phases, (compulsory, 2 * compulsory), strict=False)
                 ),
                 unproven=_unproven(backend, r),
             )
         )
     return tuple(sorted(found, key=lambda c: c.seconds))
+
+
+def _columns(rates: Rates | GpuRates, dtype: torch.dtype) -> int:
+    """Columns of a panel, where the rates are of kernels that have panels."""
+    columns = rates.columns if isinstance(rates, Rates) else 0
+    return columns // 2 if dtype == torch.float64 else columns
 
 
 def _fused(path: str, backend: str, phase: str) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
 import torch
 
-from weit_kernels import tune
+from weit_kernels import cpp, tune
 from weit_kernels.paths.blocks import Cost, Product
 
 
@@ -19,6 +18,7 @@ class Rates:
 
     One product takes ``2 · Π (size + half) / flops`` seconds; a batch of small products has half sizes of its own. Each
     call of the library costs ``call`` seconds, each number that is copied into another order a read and a write.
+    ``columns`` are those of a panel of 32-bit numbers, whose filling was counted in the fit; 0: it was not.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Rates:
     batch_half_rows: float
     batch_half_inner: float
     batch_half_cols: float
+    columns: int = 0
 
     def seconds(self, cost: Cost, itemsize: int, fused: bool = False, compulsory: int = 0) -> float:
         """Predicted time of one phase of a path; ``fused`` and ``compulsory`` matter on GPUs."""
@@ -58,21 +59,22 @@ CPU: dict[str, dict[str, Rates]] = {
         "torch": Rates("CPU, AVX-512", 3.62e11, 1.88e10, 3.55e-5, 3.12, 30.5, 29.3, 3.92, 31.7, 0),
         "torch 16-bit": Rates("CPU, AVX-512, 16-bit", 1.65e12, 2.27e10, 5.24e-5, 132, 61.8, 173, 77.9, 2.51, 38.5),
     },
-    "AVX512_BF16": {
-        # EPYC with AVX-512 that multiplies 16-bit numbers in pairs (Zen 4), fits and others: see docs/speed.md.
-        "torch": Rates("CPU, AVX-512, no AMX", 1.4e11, 7.12e9, 6.29e-5, 0, 30, 0, 9.7, 12.8, 29.3),
-        "cpp": Rates("CPU, AVX-512, compiled", 2.42e11, inf, 1.4e-5, 17.5, 3.67, 0, 13.5, 22.7, 0),
-        "torch conv": Rates("CPU, AVX-512, no AMX, convolutions", 1.74e11, inf, 1.74e-4, 11.7, 0, 7.84, 0, 0, 63.5),
+    "AVX512, AMD": {
+        # EPYC of Zen 4, which multiplies pairs of 16-bit numbers. The fastest is picked, of 160 choices in float32 in 90 %,
+        # 120 in bfloat16 80 %, 180 of convolutions 78 %, 140 of those in bfloat16 89 %; other ones: docs/speed.md.
+        "torch": Rates("Zen 4", 1.42e11, 9.62e9, 6.34e-5, 0, 48.9, 0.0587, 4.32, 60.2, 0),
+        "cpp": Rates("Zen 4, compiled", 2.26e11, inf, 1.37e-5, 19.1, 0, 0, 13.5, 16.4, 0, columns=32),
+        "torch conv": Rates("Zen 4, convolutions", 1.74e11, inf, 1.74e-4, 11.7, 0, 7.84, 0, 0, 63.5),
         "cpp conv": Rates(
-            "CPU, AVX-512, compiled, convolutions", 2.11e11, 6.99e10, 3.39e-5, 42.2, 0.151, 0, 5.94, 13.9, 0
+            "Zen 4, compiled, convolutions", 2.11e11, 6.99e10, 3.39e-5, 42.2, 0.151, 0, 5.94, 13.9, 0, columns=32
         ),
-        "torch 16-bit": Rates("CPU, AVX-512, no AMX, 16-bit", 2.35e11, inf, 1.01e-4, 0, 0, 0, 0, 39.1, 0),
-        "cpp 16-bit": Rates("CPU, AVX-512, compiled, 16-bit", 4.86e11, inf, 1.18e-5, 83.2, 18.5, 0.0144, 11, 52.8, 0),
+        "torch 16-bit": Rates("Zen 4, 16-bit", 2.41e11, inf, 1.04e-4, 0, 0, 0, 0, 40.1, 0),
+        "cpp 16-bit": Rates("Zen 4, compiled, 16-bit", 3.9e11, inf, 1.3e-5, 72.7, 0, 0.77, 15.3, 23.2, 0, columns=32),
         "torch 16-bit conv": Rates(
-            "CPU, AVX-512, no AMX, 16-bit convolutions", 3.54e11, 3.48e10, 1.7e-4, 0.529, 22.5, 6.81, 32.3, 0, 0
+            "Zen 4, 16-bit convolutions", 3.54e11, 3.48e10, 1.7e-4, 0.529, 22.5, 6.81, 32.3, 0, 0
         ),
         "cpp 16-bit conv": Rates(
-            "CPU, AVX-512, compiled, 16-bit convolutions", 4.78e11, inf, 0, 109, 52.2, 0, 5.07, 37.2, 3.3
+            "Zen 4, compiled, 16-bit convolutions", 4.78e11, inf, 0, 109, 52.2, 0, 5.07, 37.2, 3.3, columns=32
         ),
     },
     "AVX2": {
@@ -84,7 +86,9 @@ CPU: dict[str, dict[str, Rates]] = {
         # Convolutions, float32, 334 choices, 235 of them fitted to; of the other 99 the fastest is picked in 85 %, in 93 %
         # one within 1.1 times of it, at worst 1.63; of 40 others, on a busy machine, 72 % and 85 %, 1.77.
         "torch conv": Rates("CPU, AVX2, convolutions", 8.69e10, 3.97e9, 3.37e-4, 5.23, 0, 0, 84.5, 0, 0),
-        "cpp conv": Rates("CPU, AVX2, compiled, convolutions", 1.2e11, inf, 1.21e-4, 28.4, 9.52, 0, 0, 27.5, 0),
+        "cpp conv": Rates(
+            "CPU, AVX2, compiled, convolutions", 1.2e11, inf, 1.21e-4, 28.4, 9.52, 0, 0, 27.5, 0, columns=16
+        ),
         "torch 16-bit": Rates("CPU, AVX2, 16-bit", 7.01e9, 3.12e12, 1.41e-4, 0.857, 0, 30, 71.1, 1.81, 2.32),
         "cpp 16-bit": Rates("CPU, AVX2, compiled, 16-bit", 1.41e11, 1.87e10, 2.76e-5, 14.6, 46.2, 43.8, 0, 11.4, 22.9),
     },
@@ -172,15 +176,12 @@ def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch", 
 
 
 def cpu_kind() -> str:
-    """What ``CPU`` calls this CPU: its vectors as torch says, and whether those multiply 16-bit numbers.
+    """What ``CPU`` calls this CPU: by its vectors, as torch says, and where they were measured, its maker's.
 
-    Where tiles of AMX do that, plain torch is faster at it than vectors can be. A torch that cannot tell is taken to
-    have them.
+    On CPUs with AMX plain torch multiplies 16-bit numbers faster than vectors can.
     """
     vectors = torch.backends.cpu.get_cpu_capability()
-    has: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    pairs = vectors == "AVX512" and has.get("avx512_bf16") and not has.get("amx_tile", True)
-    return "AVX512_BF16" if pairs else vectors
+    return "AVX512, AMD" if vectors == "AVX512" and cpp.multiplies_pairs() else vectors
 
 
 def _name(backend: str, dtype: torch.dtype) -> str:
@@ -191,8 +192,8 @@ def _name(backend: str, dtype: torch.dtype) -> str:
 def compiled_unproven(dtype: torch.dtype, conv: bool = False) -> str:
     """Why nobody knows whether the compiled kernels beat plain torch on this CPU; empty where it was measured.
 
-    Convolutions were timed in float32, and ten of them in bfloat16, planned with the rates of linear layers: all ten
-    choices were right.
+    Convolutions were timed in 32 and 16 bits. On CPUs with AVX2 ten of those in bfloat16, planned with the rates of linear
+    layers: all ten choices were right.
     """
     kind = cpu_kind()
     if _name("cpp", dtype) in CPU.get(kind, {}) and not (conv and dtype == torch.float64):

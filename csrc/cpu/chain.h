@@ -67,6 +67,7 @@ struct Kernels {
   void (*pack_S)(Job &);
   void (*pack_T)(const Job &, int64_t matrix, int64_t a_panel);
   void (*run)(const Job &, const Part &);
+  // Null where kernels sum up neither.
   void (*finish_dT)(const Job &, const void *sums, int64_t parts, int64_t matrix, int64_t a_panel, void *dT);
   void (*finish_dS)(const Job &, const void *sums, int64_t parts, void *dS);
 };

@@ -34,7 +34,7 @@ inline void narrow(float v, BFloat16 &to) {  // to the nearest, ties to even; Na
 
 inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value < most ? value : most; }
 
-// A whole panel row in another type.
+// A whole panel row in another type; HARDWARE_BF16: the including file's instruction set rounds to bfloat16.
 template <int WIDTH, class From, class To>
 inline void narrow_row(const From *__restrict from, To *__restrict to) {
 #ifdef HARDWARE_BF16
@@ -45,6 +45,14 @@ inline void narrow_row(const From *__restrict from, To *__restrict to) {
   }
 #endif
   for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
+}
+
+// The first numbers of it, rounded as the whole row is: hardware makes numbers below the normal ones zero.
+template <int WIDTH, class From, class To>
+inline void narrow_part(const From *__restrict from, int64_t valid, To *__restrict to) {
+  To row[WIDTH];
+  narrow_row<WIDTH>(from, row);
+  memcpy(to, row, valid * sizeof(To));
 }
 
 // One panel row of WIDTH columns from `valid` numbers in memory, zeros behind them.
@@ -64,8 +72,13 @@ inline void store_row(const From *__restrict from, const To *__restrict bias, in
     From sums[WIDTH];
     for (int c = 0; c < WIDTH; ++c) sums[c] = from[c] + widened(bias[c]);
     narrow_row<WIDTH>(sums, to);
+  } else if constexpr (__is_same(From, To)) {
+    for (int64_t c = 0; c < valid; ++c) to[c] = bias ? from[c] + bias[c] : from[c];
   } else {
-    for (int64_t c = 0; c < valid; ++c) narrow(bias ? from[c] + widened(bias[c]) : from[c], to[c]);
+    From sums[WIDTH];
+    for (int c = 0; c < WIDTH; ++c) sums[c] = from[c];
+    for (int64_t c = 0; bias && c < valid; ++c) sums[c] += widened(bias[c]);
+    narrow_part<WIDTH>(sums, valid, to);
   }
 }
 
@@ -76,8 +89,12 @@ inline void store_line(const From *__restrict from, From bias, int64_t valid, To
     From sums[WIDTH];
     for (int c = 0; c < WIDTH; ++c) sums[c] = from[c] + bias;
     narrow_row<WIDTH>(sums, to);
+  } else if constexpr (__is_same(From, To)) {
+    for (int64_t c = 0; c < valid; ++c) to[c] = from[c] + bias;
   } else {
-    for (int64_t c = 0; c < valid; ++c) narrow(from[c] + bias, to[c]);
+    From sums[WIDTH];
+    for (int c = 0; c < WIDTH; ++c) sums[c] = from[c] + bias;
+    narrow_part<WIDTH>(sums, valid, to);
   }
 }
 

@@ -11,7 +11,7 @@ from tests.weit_kernels.cases import PATHS, needs_extension
 from weit_kernels import cpp, kron_conv2d, kron_linear, plan
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import panel
-from weit_kernels.plan import Request, choose
+from weit_kernels.plan import Request, choose, cost, work
 from weit_kernels.shapes import KronShape
 
 SHAPES = {
@@ -82,6 +82,23 @@ def test_compiled_convolutions_where_they_were_measured_and_win(
         assert plan(*wasted_panels, dtype, "cpu").backend == "torch"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEW")
     assert plan(*few_operations, dtype, "cpu").backend == "torch"
+
+
+@pytest.mark.parametrize(
+    ("path", "phase", "expected"),
+    [
+        ("templates_first", "forward", [(9, 32), (2, 32)]),  # inner axis and columns of Z and y
+        ("scalers_first", "forward", [(2, 32), (9, 32)]),  # of U and y
+        ("templates_first", "backward", [(9, 32), (3, 32), (5, 32), (20, 9), (32, 2)]),  # of Z, V, dx, dT, dS
+    ],
+)
+def test_zeros_that_fill_panels_are_counted(path: str, phase: str, expected: list[tuple[int, int]]) -> None:
+    shape = KronShape(1, 3, 2, 5, 9, 15, 18)
+    request = Request(shape, 10, torch.float32, torch.device("cpu"), True)
+    plain, filled = cost(request, path, phase), work(request, path, phase, 32)
+    assert len(plain.products) == len(filled.products) == len(expected)
+    assert [(product.inner, product.cols) for product in filled.products] == expected
+    assert work(request, path, phase, 0) == plain
 
 
 @needs_extension

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from weit_kernels import rates, tune
+from weit_kernels import cpp, rates, tune
 
 GPU = torch.device("cuda", 0)
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -22,21 +22,17 @@ def test_a_cpu_of_another_kind_has_rates_of_the_same_width(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("vectors", "has", "kind"),
-    [
-        ("AVX512", {"avx512_bf16": True, "amx_tile": False}, "AVX512_BF16"),
-        ("AVX512", {"avx512_bf16": True, "amx_tile": True}, "AVX512"),
-        ("AVX512", {"avx512_bf16": False, "amx_tile": False}, "AVX512"),
-        ("AVX512", {}, "AVX512"),
-        ("AVX2", {"avx512_bf16": True, "amx_tile": False}, "AVX2"),  # as ATEN_CPU_CAPABILITY says it
-    ],
+    ("vectors", "pairs", "kind"),
+    [("AVX512", True, "AVX512, AMD"), ("AVX512", False, "AVX512"), ("AVX2", True, "AVX2")],
 )
-def test_cpus_are_told_apart_by_what_multiplies_16_bit_numbers(
-    vectors: str, has: dict[str, bool], kind: str, monkeypatch: pytest.MonkeyPatch
+def test_cpus_are_told_apart_by_maker_where_they_were_measured(
+    vectors: str, pairs: bool, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(cpp, "multiplies_pairs", lambda: pairs)
     assert rates.cpu_kind() == kind
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert (rates.compiled_unproven(dtype) == "") == (kind != "AVX512")
 
 
 def test_known_gpus_are_planned_with_their_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ class CompareConfig:
         seeds: how many, from 0.
         steps: training steps of every cell.
         batch_size: items in a step.
-        evaluate_every: steps between the points of a learning curve.
+        evaluate_every: steps between the points of a learning curve; more in scratch_longer's, which has no more points.
         fit_steps: steps of scaler fitting that a start from the bank takes, and of learning that ligo, tleg and
             distillation take.
         fit_lr: learning rate of scaler fitting.

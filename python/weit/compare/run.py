@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +177,8 @@ class _Plan:
             "batch_size": config.batch_size,
             "lr": peak,
             "seed": seed,
-            # A curve has as many points as the others': policies take longer to score than to train.
-            "evaluate_every": ceil(config.evaluate_every * steps / config.steps),
+            # A longer curve has no more points than the others: policies take longer to score than to train.
+            "evaluate_every": -(-config.evaluate_every * steps // config.steps),
         }
         return Job(
             name=f"cells/{name}/{target}-lr{peak:g}-seed{seed}",

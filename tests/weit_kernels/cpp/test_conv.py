@@ -70,13 +70,15 @@ CASES = [
 ]
 # Several panels on every axis, blocks that end inside an image, sums over many pixels.
 LARGE = Conv("large", (3, 20, 17), (3, 3, 5, 40, 36), cut_out=7, cut_in=3, settings={"padding": 1})
+# The same with even numbers of rows a pixel, which hardware that multiplies pairs of them takes, on lines of many rows.
+LARGE_EVEN = Conv("large_even", (2, 19, 40), (3, 8, 6, 41, 37), cut_out=7, cut_in=3, settings={"padding": 1})
 LARGE_POINTWISE = Conv("large_pointwise", (3, 20, 17), (3, 5, 4, 70, 41), (1, 1), cut_out=5, cut_in=9)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", COMPILED.values(), ids=COMPILED.keys())
-@pytest.mark.parametrize("case", [*CASES, LARGE, LARGE_POINTWISE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, LARGE, LARGE_EVEN, LARGE_POINTWISE], ids=lambda case: case.name)
 def test_matches_the_reference(case: Conv, dtype: torch.dtype, layout: str, path: str) -> None:
     assert_as_good_as_dense(case.ours(path, layout), case.reference(layout), case.operands(dtype), slack=3.0)
 
@@ -85,7 +87,7 @@ def test_matches_the_reference(case: Conv, dtype: torch.dtype, layout: str, path
 @pytest.mark.parametrize("dtype", COMPILED.values(), ids=COMPILED.keys())
 def test_every_instruction_set_of_this_machine(dtype: torch.dtype, path: str, instruction_sets) -> None:
     for _ in instruction_sets():
-        for case in (LARGE, LARGE_POINTWISE, CASES[2]):
+        for case in (LARGE, LARGE_EVEN, LARGE_POINTWISE, CASES[2]):
             assert_as_good_as_dense(case.ours(path), case.reference(), case.operands(dtype), slack=3.0)
 
 
@@ -96,7 +98,7 @@ def gradients(case: Conv, path: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", [LARGE, LARGE_POINTWISE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [LARGE, LARGE_EVEN, LARGE_POINTWISE], ids=lambda case: case.name)
 @pytest.mark.usefixtures("threads")
 def test_threads_change_rounding_only_and_nothing_when_determinism_is_asked_for(case: Conv, path: str) -> None:
     for deterministic in (False, True):
