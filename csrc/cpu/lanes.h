@@ -74,6 +74,15 @@ struct Lanes : Factors<E, Op> {
     }
   };
 
+  // All lines of memory that a panel row of a map lies in; inlined by order, since compilers drop calls of a function that
+  // only prefetches as without effect.
+  template <int WRITE>
+  __attribute__((always_inline)) static inline void prefetch_row(const E *map) {
+    constexpr int kLine = 64 / sizeof(E);
+    for (int c = 0; c < kWidth; c += kLine) __builtin_prefetch(map + c, WRITE);
+    __builtin_prefetch(map + kWidth - 1, WRITE);
+  }
+
   // Some features of a tensor: `first`, `first` + `step`, …, as far as the tensor has them.
   struct Rows {
     int64_t features, first, step, count, there;
@@ -93,8 +102,7 @@ struct Lanes : Factors<E, Op> {
       const E *map = from.at + rows.first * from.feature;
       O *row = to + run.done;
       for (int64_t r = 0; r < rows.there; ++r, map += step, row += kWidth) {
-        __builtin_prefetch(map + kLoadAhead * step);
-        __builtin_prefetch(map + kLoadAhead * step + kWidth - 1);
+        prefetch_row<0>(map + kLoadAhead * step);
         if (run.count == kWidth)
           pack_row<kWidth>(map, kWidth, row);
         else
@@ -151,13 +159,11 @@ struct Lanes : Factors<E, Op> {
   }
 
   // Calls for what the first run of a strip will be stored to: rows lie too far apart for the hardware to foresee.
-  // Inlined by order, since compilers drop calls of a function that only prefetches as without effect.
   __attribute__((always_inline)) static inline void prefetch(const Strip &strip, const Rows &rows, void *tensor) {
     const auto to = strip.place_of(static_cast<E *>(tensor), rows.features, strip.run[0]);
     const E *map = to.at + rows.first * to.feature;
     for (int64_t r = 0; r < rows.there; ++r, map += rows.step * to.feature) {
-      __builtin_prefetch(map, 1);
-      __builtin_prefetch(map + kWidth - 1, 1);
+      prefetch_row<1>(map);
     }
   }
 
