@@ -106,13 +106,14 @@ def extension() -> dict[str, Any]:
 
     class BuildExtension(cpp_extension.BuildExtension):
         def build_extensions(self) -> None:
+            (module,) = self.extensions
+            module.optional = False  # of an optional one setuptools swallows what the linker says
             try:
                 super().build_extensions()
             except Exception as error:  # whatever the compiler, ninja or torch's own checks raise
                 if FORCE:
                     raise
                 reason = f"the build failed: {str(error).splitlines()[0]}"
-                (module,) = self.extensions
                 cpu_sources = [source for source in module.sources if "cuda" not in source]
                 if module.sources == cpu_sources:
                     skip(reason)
@@ -121,6 +122,8 @@ def extension() -> dict[str, Any]:
                 module.sources = cpu_sources
                 module.libraries = [library for library in module.libraries if "cud" not in library]
                 self.build_extensions()
+            finally:
+                module.optional = True  # one that was not built is not installed either; FORCE raised before
 
     # No -march: csrc/cpu holds kernels for several instruction sets and picks one when it runs.
     flags, links = ["-O3", "-fopenmp"], openmp(Path(torch.__file__).parent / "lib")
@@ -134,7 +137,6 @@ def extension() -> dict[str, Any]:
         depends=sorted(str(header) for header in csrc.rglob("*.[hc]*")),
         extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-std=c++17", *architectures]},
         extra_link_args=links,
-        optional=True,  # a module that was not built is not installed either; FORCE raised before
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 
