@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     sections = []
-    for results in found.values():
+    for results in sorted(found.values(), key=lambda results: results.name):  # what adds to a run follows it
         if results.name.removesuffix(_AGAIN) in found.keys() - {results.name}:
             continue
         plots = draw(results.rows, args.plots, f"benchmarks-{results.name}-")

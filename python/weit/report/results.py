@@ -70,7 +70,7 @@ def _section(path: Path, comparison: Comparison, machine: dict[str, str], plot: 
     config = comparison.config
     settings = "; ".join(f"{name} {_plain(getattr(config, name))}" for name in _SHOWN)
     lines = [
-        f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}",
+        f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}, {config.steps} steps",
         f"{settings}. {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}. [All numbers]({link}).",
         f"```\n{table(comparison)}\n```",
         "\n".join(f"- {sentence}" for sentence in verdicts(comparison)),
