@@ -291,7 +291,7 @@ def _estimates(
                 ),
                 seconds=sum(
                     rates.seconds(
-                        work(r, path, phase, _columns(rates, r.dtype)),
+                        work(r, path, phase, rates.columns),
                         r.dtype.itemsize,
                         _fused(path, backend, phase),
                         moved,
@@ -302,12 +302,6 @@ def _estimates(
             )
         )
     return tuple(sorted(found, key=lambda c: c.seconds))
-
-
-def _columns(rates: Rates | GpuRates, dtype: torch.dtype) -> int:
-    """Columns of a panel, where the rates are of kernels that have panels."""
-    columns = rates.columns if isinstance(rates, Rates) else 0
-    return columns // 2 if dtype == torch.float64 else columns
 
 
 def _fused(path: str, backend: str, phase: str) -> bool:

@@ -18,7 +18,7 @@ class Rates:
 
     One product takes ``2 · Π (size + half) / flops`` seconds; a batch of small products has half sizes of its own. Each
     call of the library costs ``call`` seconds, each number that is copied into another order a read and a write.
-    ``columns`` are those of a panel of 32-bit numbers, whose filling was counted in the fit; 0: it was not.
+    ``columns`` are those of a panel, whose filling was counted in the fit; 0: it was not.
     """
 
     name: str
@@ -91,6 +91,10 @@ CPU: dict[str, dict[str, Rates]] = {
         ),
         "torch 16-bit": Rates("CPU, AVX2, 16-bit", 7.01e9, 3.12e12, 1.41e-4, 0.857, 0, 30, 71.1, 1.81, 2.32),
         "cpp 16-bit": Rates("CPU, AVX2, compiled, 16-bit", 1.41e11, 1.87e10, 2.76e-5, 14.6, 46.2, 43.8, 0, 11.4, 22.9),
+        # Those of linear layers, with what convolutions fill.
+        "cpp 16-bit conv": Rates(
+            "CPU, AVX2, compiled, 16-bit", 1.41e11, 1.87e10, 2.76e-5, 14.6, 46.2, 43.8, 0, 11.4, 22.9, columns=16
+        ),
     },
 }
 
@@ -111,6 +115,7 @@ class GpuRates:
     name: str
     flops: float
     bandwidth: float
+    columns = 0  # not a field: kernels of GPUs have no panels
 
     def seconds(self, cost: Cost, itemsize: int, fused: bool = False, compulsory: int = 0) -> float:
         """Predicted time of one phase; ``compulsory`` counts the numbers that every path reads or writes."""
@@ -166,8 +171,9 @@ def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch", 
         if conv:
             names.insert(0, f"{names[0]} conv")
         rates = next(CPU[kind][name] for name in names if name in CPU[kind])
-        half = dtype == torch.float64
-        return replace(rates, name=f"{rates.name}, float64", flops=rates.flops / 2) if half else rates
+        if dtype != torch.float64:
+            return rates
+        return replace(rates, name=f"{rates.name}, float64", flops=rates.flops / 2, columns=rates.columns // 2)
     name = tune.device_name(device)
     for known, sheet in DATA_SHEETS.items():
         if re.search(rf"\b{known}\b", name) and "Laptop" not in name:

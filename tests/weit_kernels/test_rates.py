@@ -35,6 +35,14 @@ def test_cpus_are_told_apart_by_maker_where_they_were_measured(
         assert (rates.compiled_unproven(dtype) == "") == (kind != "AVX512")
 
 
+def test_convolutions_count_what_fills_their_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    widths = {torch.float32: 16, torch.bfloat16: 16, torch.float64: 8}
+    for dtype, width in widths.items():
+        assert rates.rates_for(torch.device("cpu"), dtype, "cpp", conv=True).columns == width
+        assert rates.rates_for(torch.device("cpu"), dtype, "torch", conv=True).columns == 0
+
+
 def test_known_gpus_are_planned_with_their_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, sheet in rates.DATA_SHEETS.items():
         monkeypatch.setattr(tune, "device_name", lambda device, name=name: f"NVIDIA {name} 80GB")

@@ -93,24 +93,13 @@ def make_start(
     return {"seconds": seconds}
 
 
-def try_rate(
-    folder: Path,
-    paths: Paths,
-    report: Report,
-    *,
-    task: dict[str, Any],
-    model: str,
-    size: Size,
-    initializer: str,
-    start: dict[str, Any],
-    settings: dict[str, Any],
-) -> dict[str, float | None]:
+def try_rate(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[str, float | None]:
     """What one model scores, quickly on the validation split, after it was trained from one start as ``train_cell`` does.
 
     ``None`` if its loss or score becomes infinite: too high a learning rate is an answer, and must not end the comparison.
     """
-    loaded, config = _load(**task), TrainConfig(**settings)
-    network, progress = _started(loaded, paths, model, size, initializer, start, config.seed), _Ticks(report, config)
+    loaded, config, network = _started(paths, **cell)
+    progress = _Ticks(report, config)
     try:
         train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     except FloatingPointError:
@@ -119,28 +108,15 @@ def try_rate(
     return {"score": score if isfinite(score) else None}
 
 
-def train_cell(
-    folder: Path,
-    paths: Paths,
-    report: Report,
-    *,
-    task: dict[str, Any],
-    model: str,
-    size: Size,
-    initializer: str,
-    start: dict[str, Any],
-    settings: dict[str, Any],
-) -> dict[str, Any]:
+def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[str, Any]:
     """Train one model from one start: its learning curve, measured quickly on the test split, and what it scores at the
     end on the test split in full.
 
-    A model that was initialised before is at ``paths["start"]``, the trained one that a rival takes from at
-    ``paths["source"]``; ``start`` says what went into them, and under ``"learn"`` the settings of a rival that learns.
-    A run whose loss or score becomes infinite ends with the worst score that it had on the way.
+    ``cell`` is as ``_started`` takes it. A run whose loss or score becomes infinite ends with the worst score that it had
+    on the way.
     """
-    loaded, config = _load(**task), TrainConfig(**settings)
+    loaded, config, network = _started(paths, **cell)
     metric, progress = loaded.metrics[0], _Ticks(report, config)
-    network = _started(loaded, paths, model, size, initializer, start, config.seed)
 
     def scores(quick: bool) -> dict[str, float]:
         found = loaded.evaluate(network, "test", quick=quick)
@@ -174,17 +150,31 @@ def train_cell(
 
 
 def _started(
-    task: Task, paths: Paths, model: str, size: Size, initializer: str, start: dict[str, Any], seed: int
-) -> nn.Module:
+    paths: Paths,
+    *,
+    task: dict[str, Any],
+    model: str,
+    size: Size,
+    initializer: str,
+    start: dict[str, Any],
+    settings: dict[str, Any],
+) -> tuple[Task, TrainConfig, nn.Module]:
+    """The task, how to train on it, and the model to train.
+
+    A model that was initialised before is at ``paths["start"]``, the trained one that a rival takes from at
+    ``paths["source"]``; ``start`` says what went into them, and under ``"learn"`` the settings of a rival that learns.
+    """
+    loaded, config = _load(**task), TrainConfig(**settings)
     if "start" in paths:
-        return load_model(paths["start"])[0]
+        return loaded, config, load_model(paths["start"])[0]
     source = load_model(paths["source"])[0] if "source" in paths else None
     learning = dict(start.get("learn", {}))
     if learning:
-        learning |= {"data": task.train, "loss": task.loss}
+        learning |= {"data": loaded.train, "loss": loaded.loss}
         if initializer != "ligo":  # which learns from the data alone
-            learning["distance"] = task.distance
-    return RIVALS[initializer](build(task, model, size, seed), source, seed=seed, **learning)
+            learning["distance"] = loaded.distance
+    network = build(loaded, model, size, config.seed)
+    return loaded, config, RIVALS[initializer](network, source, seed=config.seed, **learning)
 
 
 class _Ticks:
