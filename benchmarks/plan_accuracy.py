@@ -44,14 +44,14 @@ def random_convs(count: int, seed: int, most_work: int) -> list[Shape]:
 
 
 def random_shapes(count: int, seed: int, most_work: int) -> list[Shape]:
-    """Sizes drawn log-uniformly, from one row to thousands, dense layers of 64 k to 16 M weights."""
+    """Sizes drawn log-uniformly, from one row to thousands, dense layers of 4 k to 16 M weights."""
     draw = partial(_log_uniform, random.Random(seed))
     shapes: list[Shape] = []
     while len(shapes) < count:
         shape = {"M": draw(1, 4096), "N": draw(1, 32), "m": draw(1, 64), "n": draw(1, 64)}
         shape |= {"p": draw(8, 256), "q": draw(8, 256)}
         weights = shape["m"] * shape["p"] * shape["n"] * shape["q"]
-        if 2**16 <= weights <= 2**24 and shape["M"] * weights <= most_work:
+        if 2**12 <= weights <= 2**24 and shape["M"] * weights <= most_work:
             shapes.append(shape)
     return shapes
 

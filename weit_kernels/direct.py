@@ -1,12 +1,14 @@
-"""Calls without gradients of sizes that were seen before: no checks, no dispatcher.
+"""Calls of sizes that were seen before: no checks, no dispatcher.
 
-One row of a small layer takes less time than asking what to do with it. What the dispatcher is for (gradients, autocast,
-transforms, tracing, modes, subclasses of tensors) sends a call the long way.
+A few rows of a small layer take less time than asking what to do with them. What the dispatcher is for (transforms,
+tracing, modes, subclasses of tensors, gradients of gradients) sends a call the long way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,31 +21,36 @@ _SETTINGS = (type(None), int, str)
 _MOST = 4096
 _SEEN: dict[Hashable, Callable[..., Tensor]] = {}
 
+Grads = Sequence[Tensor | None]
+
 
 def key(tensors: tuple[Tensor | None, ...], choice: tuple[Any, ...]) -> Hashable:
-    """What decides how a call without gradients runs; ``None`` for a call that must go the long way."""
+    """What decides how a call runs; ``None`` for a call that must go the long way."""
     if torch.compiler.is_compiling():  # first of all: what follows is not for tracing
         return None
     for setting in choice:  # True equals 1, and would be taken for it
         if type(setting) not in _SETTINGS and not (type(setting) is tuple and all(type(n) is int for n in setting)):
             return None
-    train = torch.is_grad_enabled()
+    learns = torch.is_grad_enabled()
     sizes: list[Any] = [choice]
     for tensor in tensors:
         if tensor is None:
             sizes.append(None)
-        elif type(tensor) not in _PLAIN or tensor.is_neg() or (train and tensor.requires_grad):
-            return None
+        elif _is_plain(tensor):
+            sizes += tensor.shape, tensor.dtype, tensor.device, tensor.layout, learns and tensor.requires_grad
         else:
-            sizes += tensor.shape, tensor.dtype, tensor.device, tensor.layout
+            return None
     return None if _observed() else tuple(sizes)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in _PLAIN and not tensor.is_neg()
 
 
 def _observed() -> bool:
     """Whether something beside the caller must see the operators that run."""
     return (
-        torch._C._is_any_autocast_enabled()
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch.autograd._profiler_enabled()
@@ -52,7 +59,7 @@ def _observed() -> bool:
 
 
 def recall(key: Hashable) -> Callable[..., Tensor] | None:
-    """The function for calls with this key, if there was one."""
+    """The function of ``(x, templates, scalers, bias)`` for calls with this key, if there was one."""
     return _SEEN.get(key)
 
 
@@ -61,3 +68,65 @@ def remember(key: Hashable, function: Callable[..., Tensor]) -> None:
     if key not in _SEEN and len(_SEEN) >= _MOST:
         _SEEN.clear()
     _SEEN[key] = function
+
+
+@dataclass(frozen=True)
+class Direct:
+    """What a call in block layout runs.
+
+    Attributes:
+        forward: ``(x, templates, scalers, bias)`` → ``y (rows, out)`` or ``(B, out, *spatial)``.
+        backward: ``(dy, x, templates, scalers, need)`` → gradients of the last three tensors, where needed.
+        derived: the same through the operator, which can be differentiated and observed.
+    """
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Grads]
+    derived: Callable[..., Grads]
+
+    def function(self, *, learns: bool) -> Callable[..., Tensor]:
+        """What takes the four tensors; ``learns``: a backward pass may follow."""
+        return partial(_Learning.apply, self) if learns else partial(_below_autograd, self.forward)
+
+
+def bias_gradient(dy: Tensor) -> Tensor:
+    """``(rows, out)`` or ``(B, out, *spatial)`` → ``(out,)``."""
+    return dy.sum([0, *range(2, dy.dim())])
+
+
+_ABOVE = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+for _key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
+    _ABOVE = _ABOVE | torch._C.DispatchKeySet(_key)
+
+
+def _below_autograd(function: Callable[..., Any], *args: Any) -> Any:
+    """As a kernel of an operator runs; results are nobody's views, so that they may be overwritten in any mode."""
+    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_ABOVE):
+        return function(*args)
+
+
+class _Learning(torch.autograd.Function):
+    """The short way with a way back.
+
+    It keeps what the operator keeps: checkpointing compares what a second forward pass saves with what the first one did,
+    and one of them may have gone the long way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, direct: Direct, x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.direct = direct
+        ctx.save_for_backward(x, T, S)
+        return _below_autograd(direct.forward, x, T, S, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        operands, need = (dy, *ctx.saved_tensors), list(ctx.needs_input_grad[1:4])
+        grads: Grads = (None, None, None)
+        if any(need):
+            dense = torch._C._dispatch_keys(dy).has(torch._C.DispatchKey.Dense)  # not so in autograd's own vmap
+            long = not dense or torch.is_grad_enabled() or torch.compiler.is_compiling() or _observed()
+            if long or not all(map(_is_plain, operands)):
+                grads = ctx.direct.derived(*operands, need)
+            else:
+                grads = _below_autograd(ctx.direct.backward, *operands, need)
+        return None, *grads, bias_gradient(dy) if ctx.needs_input_grad[4] else None

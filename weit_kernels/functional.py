@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weit_kernels import direct, reference
 from weit_kernels.backends import require_runnable
-from weit_kernels.ops import call, settled_conv, settled_linear
+from weit_kernels.ops import autocast, call, settled
 from weit_kernels.shapes import (
     LAYOUTS,
     check_ceil,
@@ -62,6 +62,7 @@ def kron_linear(
         ValueError: shapes, devices or a choice do not fit.
         RuntimeError: the path or backend asked for cannot run here.
     """
+    x, templates, scalers, bias = autocast(x, templates, scalers, bias)
     key = direct.key((x, templates, scalers, bias), (out_features, layout, path, backend))
     if key is not None and (known := direct.recall(key)) is not None:
         return known(x, templates, scalers, bias)
@@ -85,35 +86,32 @@ def _apply(
     swap = layout == "interleaved"
     settings = (_trains(x, templates, scalers), _SWAPPED.get(path, path) if swap else path, backend)
 
-    def operator(rows: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
+    def operator(rows: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
         y = call("kron_linear", rows, T, S, bias, out, *settings)
-        if key is not None and (linear := settled_linear(rows, T, S, out, settings)):
-            direct.remember(key, partial(_in_block_form, linear, swap, out))
+        if key is not None and (shorter := settled("kron_linear", rows, T, S, out, settings)):
+            run = shorter.function(learns=_trains(x, templates, scalers, bias))
+            direct.remember(key, partial(_in_block_form, run, swap))
         return y
 
-    return _in_block_form(operator, swap, out, x, templates, scalers, bias)
+    return _in_block_form(operator, swap, x, templates, scalers, bias)
 
 
 def _in_block_form(
-    linear: Callable[..., Tensor],
-    swap: bool,
-    out: int,
-    x: Tensor,
-    templates: Tensor,
-    scalers: Tensor,
-    bias: Tensor | None,
+    linear: Callable[..., Tensor], swap: bool, x: Tensor, templates: Tensor, scalers: Tensor, bias: Tensor | None
 ) -> Tensor:
     """``linear``, which takes rows and the block layout, on ``x`` with any leading axes and, if ``swap``, interleaved."""
     if swap:  # kron(T, S) is the block form with the two factors' parts exchanged
         templates, scalers = scalers, templates
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    y = linear(rows, templates, scalers, bias, out)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], out)
+    if x.dim() == 2:
+        return linear(x, templates, scalers, bias)
+    y = linear(x.reshape(-1, x.shape[-1]), templates, scalers, bias)
+    # Nobody's view, so that it may be overwritten in any mode.
+    return torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], y.shape[1]])
 
 
-def _trains(*tensors: Tensor) -> bool:
-    """Whether a backward pass may follow, so that the plan counts it."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def _trains(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def kron_conv1d(
@@ -204,6 +202,7 @@ def _conv(
     path: str,
     backend: str,
 ) -> Tensor:
+    x, templates, scalers, bias = autocast(x, templates, scalers, bias)
     choices = (dims, stride, padding, dilation, groups, out_channels, layout, path, backend)
     key = direct.key((x, templates, scalers, bias), choices)
     if key is not None and (known := direct.recall(key)) is not None and x.is_contiguous():
@@ -246,9 +245,9 @@ def _conv(
             key is not None
             and maps is x
             and x.is_contiguous()
-            and (conv := settled_conv(x, templates, scalers, out, args))
+            and (shorter := settled("kron_conv", x, templates, scalers, out, args))
         ):
-            direct.remember(key, conv)
+            direct.remember(key, shorter.function(learns=_trains(x, templates, scalers, bias)))
     return y if x.dim() == dims + 2 else y.squeeze(0)
 
 

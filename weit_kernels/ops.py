@@ -9,20 +9,18 @@ are the same two operators with one argument replaced by its tangent. Only input
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from weit_kernels import transforms, tune
-from weit_kernels.backends import module
+from weit_kernels import choice, transforms
+from weit_kernels.choice import ConvCalls, LinearCalls, conv_request, hashable, linear_request, module_for
+from weit_kernels.direct import Direct, Grads, bias_gradient
 from weit_kernels.paths.convolution import ConvArgs
-from weit_kernels.plan import Plan, Request, choose, contenders, cost
-from weit_kernels.shapes import KronShape
+from weit_kernels.plan import Request, choose, cost
 
 _LINEAR = "SymInt out_features, bool train, str path, str backend"
 _CONV = (
@@ -37,23 +35,23 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 def _linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
     x, bias = x.contiguous(), _dense(bias)
-    return _module(_linear_request, _LinearCalls, x, T, S, out, args).linear(x, T, S, bias, out)
+    return module_for(linear_request, LinearCalls, x, T, S, out, args).linear(x, T, S, bias, out)
 
 
 def _linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], out: int, *args: Any) -> Triple:
     x = x.contiguous()
-    path = _module(_linear_request, _LinearCalls, x, T, S, out, args)
+    path = module_for(linear_request, LinearCalls, x, T, S, out, args)
     return _present(x, path.linear_backward(dy.contiguous(), x, T, S, need))
 
 
 def _conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    x, bias, args = x.contiguous(), _dense(bias), _hashable(args)
-    return _module(_conv_request, _ConvCalls, x, T, S, out, args).conv(x, T, S, bias, out, ConvArgs(*args[:5]))
+    x, bias, args = x.contiguous(), _dense(bias), hashable(args)
+    return module_for(conv_request, ConvCalls, x, T, S, out, args).conv(x, T, S, bias, out, ConvArgs(*args[:5]))
 
 
 def _conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], out: int, *args: Any) -> Triple:
-    x, args = x.contiguous(), _hashable(args)
-    path = _module(_conv_request, _ConvCalls, x, T, S, out, args)
+    x, args = x.contiguous(), hashable(args)
+    path = module_for(conv_request, ConvCalls, x, T, S, out, args)
     return _present(x, path.conv_backward(dy.contiguous(), x, T, S, need, ConvArgs(*args[:5])))
 
 
@@ -62,144 +60,38 @@ def _dense(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
-def _hashable(args: Sequence[Any]) -> tuple[Any, ...]:
-    """Settings of a convolution as they come through the dispatcher, lists as tuples."""
-    return tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args)
+def settled(name: str, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Direct | None:
+    """What every call with operands like these runs, without the dispatcher; ``None`` while nothing is settled.
 
-
-def _linear_request(x: Tensor, T: Tensor, S: Tensor, out: int, train: bool, path: str, backend: str) -> Request:
-    (N, p, q), (_, m, n) = T.shape, S.shape
-    return Request(KronShape(N, m, n, p, q, out, x.shape[1]), x.shape[0], x.dtype, x.device, train, path, backend)
-
-
-def _conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Request:
-    args = _hashable(args)
-    conv, (train, path, backend) = ConvArgs(*args[:5]), args[5:]
-    (N, p, q, *kernel), (_, m, n) = T.shape, S.shape
-    shape = KronShape(N, m, n, p, q, out, x.shape[1] // conv.groups, kernel=tuple(kernel))
-    pixels = x.shape[0] * conv.output_size(x.shape[2:], kernel).numel()
-    form = (conv.groups, conv.pointwise(T[0]), set(conv.stride) == {1}, set(conv.dilation) != {1})
-    return Request(shape, pixels, x.dtype, x.device, train, path, backend, *form)
-
-
-# What runs for sizes that were seen before: planning again would cost small layers more than their products.
-_CHOSEN: dict[Any, ModuleType] = {}
-_MOST_CHOSEN = 4096
-# Keys whose contest had no winner: it is not held again for every new number of rows.
-_UNTUNED: set[str] = set()
-
-
-def _key(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Any:
-    """What decides between modules."""
-    return x.shape, T.shape, S.shape, out, x.dtype, x.device, args
-
-
-def _module(
-    request_of: Any, calls: Any, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]
-) -> ModuleType:
-    """The module that computes these operands; on a GPU the nearest candidates are timed first, once for a shape."""
-    key = _key(x, T, S, out, args)
-    chosen = _CHOSEN.get(key)
-    if chosen is not None:
-        return chosen
-    request = request_of(x, T, S, out, *args)
-    plan = choose(request)
-    settled = request.forced or plan.tuned or request.rows == 0 or request.key in _UNTUNED
-    if not settled and x.is_cuda and tune.mode() != "0":
-        if not tune.may_time(x):
-            return module(plan.path, plan.backend)  # decided for this call only: a later one may time
-        plan = _tuned(request, plan, calls, x, T, S, out, args)
-    if len(_CHOSEN) >= _MOST_CHOSEN:
-        _CHOSEN.clear()
-    _CHOSEN[key] = chosen = module(plan.path, plan.backend)
-    return chosen
-
-
-def settled_linear(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Callable[..., Tensor] | None:
-    """What every call with operands like these runs, without autograd; ``None`` while nothing is settled.
-
-    ``x (M, in)``, ``T (N, p, q)``, ``S (N, m, n)`` in block layout and ``args`` as the operator takes them.
+    ``name`` and ``args`` are the forward operator's, as are ``x``, ``T`` and ``S``.
     """
-    chosen = _CHOSEN.get(_key(x, T, S, out, args))
+    chosen = choice.settled(x, T, S, out, args)
     if chosen is None:
         return None
+    kind = name.removeprefix("kron_")
+    settings = (ConvArgs(*args[:5]),) if kind == "conv" else ()
 
-    def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
-        return chosen.linear(x.contiguous(), T, S, _dense(bias), out)
+    def forward(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
+        return getattr(chosen, kind)(x.contiguous(), T, S, _dense(bias), out, *settings)
 
-    return _on_its_device(linear) if x.is_cuda else linear
+    def backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
+        return getattr(chosen, f"{kind}_backward")(dy.contiguous(), x.contiguous(), T, S, need, *settings)
 
+    def derived(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
+        return _gradients(name, dy, x, T, S, need, (out, *args))
 
-def settled_conv(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Callable[..., Tensor] | None:
-    """The same for a convolution of contiguous ``x (B, in, *spatial)``, ``T (N, p, q, *kernel)``; takes no ``out``."""
-    chosen = _CHOSEN.get(_key(x, T, S, out, args))
-    if chosen is None:
-        return None
-    settings = ConvArgs(*args[:5])
-
-    def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
-        return chosen.conv(x, T, S, _dense(bias), out, settings)
-
-    return _on_its_device(conv) if x.is_cuda else conv
+    if x.is_cuda:
+        forward, backward = _on_its_device(forward), _on_its_device(backward)
+    return Direct(forward, backward, derived)
 
 
-def _tuned(
-    request: Request, plan: Plan, calls: Any, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]
-) -> Plan:
-    """The plan after a contest of the nearest candidates on made-up operands of the same sizes and strides."""
-    near = contenders(request, tune.mode())
-    if len(near) == 1 and near[0].backend == "torch":
-        return plan
-    try:
-        made = calls(x, T, S, out, args, request.train)
-    except torch.OutOfMemoryError:  # the caller's own step may still fit
-        return plan
-    runs = {c.name: partial(made, module(c.path, c.backend)) for c in near}
-    plain = choose(replace(request, path="auto", backend="torch"))
-    if tune.contest(request.key, runs, partial(made, module(plain.path, "torch"))):
-        return choose(request)
-    _UNTUNED.add(request.key)
-    return plan
-
-
-class _LinearCalls:
-    """A forward pass, and a backward pass where asked for, of any path's module on operands drawn for timing."""
-
-    def __init__(self, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...], train: bool) -> None:
-        generator = torch.Generator(x.device).manual_seed(0)  # the user's own stream of numbers stays as it is
-
-        def drawn(like: Tensor, terms: int = 1) -> Tensor:
-            """Scaled so that a sum of so many terms stays near 1: gradients must not overflow float16."""
-            return torch.empty_like(like).normal_(std=terms**-0.5, generator=generator)
-
-        self.x, self.T, self.S = drawn(x), drawn(T, x.shape[1] * T[0, 0, 0].numel()), drawn(S, S.shape[0])
-        self.out, self.args, self.train = out, args, train
-        self.dy: Tensor | None = None
-        self.drawn = drawn
-
-    def __call__(self, path: ModuleType) -> list[Tensor | None]:
-        y = self.forward(path)
-        if not self.train:
-            return [y]
-        if self.dy is None:
-            self.dy = self.drawn(y, max(1, y.numel() // self.out))
-        return [y, *self.backward(path, self.dy)]
-
-    def forward(self, path: ModuleType) -> Tensor:
-        return path.linear(self.x, self.T, self.S, None, self.out)
-
-    def backward(self, path: ModuleType, dy: Tensor) -> Sequence[Tensor | None]:
-        return path.linear_backward(dy, self.x, self.T, self.S, [True] * 3)
-
-
-class _ConvCalls(_LinearCalls):
-    """The same for convolutions."""
-
-    def forward(self, path: ModuleType) -> Tensor:
-        return path.conv(self.x, self.T, self.S, None, self.out, ConvArgs(*self.args[:5]))
-
-    def backward(self, path: ModuleType, dy: Tensor) -> Sequence[Tensor | None]:
-        return path.conv_backward(dy, self.x, self.T, self.S, [True] * 3, ConvArgs(*self.args[:5]))
+def _gradients(
+    name: str, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], args: Sequence[Any]
+) -> list[Tensor | None]:
+    """What the backward operator returns, which can be differentiated; ``None`` for what nobody needs."""
+    op = getattr(torch.ops.weit, f"{name}_backward").default
+    grads = transforms.apply(op, dy, x, T, S, need, *args)
+    return [grad if wanted else None for grad, wanted in zip(grads, need, strict=True)]
 
 
 def _flops(request_of: Callable[..., Request], phase: str) -> Callable[..., int]:
@@ -224,7 +116,7 @@ def _fake_linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int,
 
 
 def _fake_conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    size = ConvArgs(*_hashable(args[:5])).output_size(x.shape[2:], T.shape[3:])
+    size = ConvArgs(*hashable(args[:5])).output_size(x.shape[2:], T.shape[3:])
     return x.new_empty(x.shape[0], out, *size)
 
 
@@ -253,9 +145,9 @@ def _autograd(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         need = list(ctx.needs_input_grad[:3])
         grads: list[Tensor | None] = [None, None, None]
         if any(need):
-            computed = op("_backward")(dy, *ctx.saved_tensors, need, *ctx.args)
-            grads = [grad if wanted else None for grad, wanted in zip(computed, need, strict=True)]
-        dbias = dy.sum([0, *range(2, dy.dim())]) if ctx.needs_input_grad[3] else None
+            x, T, S = ctx.saved_tensors
+            grads = _gradients(name, dy, x, T, S, need, ctx.args)
+        dbias = bias_gradient(dy) if ctx.needs_input_grad[3] else None
         return *grads, dbias, *[None] * len(ctx.args)
 
     def derive_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -324,6 +216,16 @@ def _autocast(name: str, device: str) -> Callable[..., Tensor]:
     return kernel
 
 
+def autocast(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Operands as an autocast region wants them; the operator comes too late for ``torch.func``."""
+    if torch.compiler.is_compiling() or not torch._C._is_any_autocast_enabled() or not isinstance(x, Tensor):
+        return x, T, S, bias
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # not available: meta tensors
+        x, T, S, bias = _cast((x, T, S, bias), device)
+    return x, T, S, bias
+
+
 def _cast(args: Sequence[Any], device: str) -> list[Any]:
     dtype = torch.get_autocast_dtype(device)
 
@@ -334,15 +236,10 @@ def _cast(args: Sequence[Any], device: str) -> list[Any]:
 
 
 def call(name: str, *args: Any) -> Tensor:
-    """A forward operator, also under the transforms of ``torch.func``, which come before autocast would."""
-    op = getattr(torch.ops.weit, name).default
-    device = args[0].device.type
-    known = torch.amp.is_autocast_available(device)  # not so for meta tensors
-    if known and torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
-        args = tuple(_cast(args, device))
-    return transforms.apply(op, *args)
+    """A forward operator, also under the transforms of ``torch.func``."""
+    return transforms.apply(getattr(torch.ops.weit, name).default, *args)
 
 
 _LIBRARY = torch.library.Library("weit", "FRAGMENT")
-_register("kron_linear", _LINEAR, _linear_request, _linear, _linear_backward, _fake_linear)
-_register("kron_conv", _CONV, _conv_request, _conv, _conv_backward, _fake_conv)
+_register("kron_linear", _LINEAR, linear_request, _linear, _linear_backward, _fake_linear)
+_register("kron_conv", _CONV, conv_request, _conv, _conv_backward, _fake_conv)

@@ -218,7 +218,7 @@ def cost(request: Request, path: str, phase: str) -> Cost:
     if phase == "forward":
         return Cost([tiles, product])
     panel = PATHS["panel"].cost(s, M, phase, itemsize, device_type)
-    return Cost([tiles, product, *panel.products[2:]], panel.copied, panel.blocks, panel.workspace)
+    return replace(panel, products=[tiles, product, *panel.products[2:]])
 
 
 def work(request: Request, path: str, phase: str, columns: int = 0) -> Cost:

@@ -36,11 +36,20 @@ def dense(out: int, layout: str, **settings):
     return function
 
 
+@pytest.fixture(params=["shipped", "as_large"])
+def panel_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small weights are made whole; here they are also made as large ones are."""
+    if request.param == "as_large":
+        monkeypatch.setattr(panel, "SMALL_BYTES", 0)
+    return request.param
+
+
 @pytest.mark.parametrize("path", [*PATHS, "auto"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 @pytest.mark.parametrize("cut", [0, 1], ids=["even", "ragged"])
 @pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.usefixtures("panel_kind")
 def test_conv2d_matches_the_reference(setting: str, cut: int, dtype: torch.dtype, layout: str, path: str) -> None:
     args = operands(2, dtype, cut=cut)
     out, settings = args[3].numel(), SETTINGS[setting]
@@ -59,6 +68,7 @@ def test_other_dimensions_and_small_blocks(
     dims: int, kernel: int, layout: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 512)
+    monkeypatch.setattr(panel, "SMALL_BYTES", 0)
     monkeypatch.setattr(panel, "WORKSPACE_BYTES", 1400)
     monkeypatch.setattr(panel, "CHUNK_BYTES", 300)
     args = operands(dims, torch.float64, kernel=kernel, cut=1)
@@ -73,6 +83,7 @@ def test_other_dimensions_and_small_blocks(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cut", [0, 1], ids=["even", "ragged"])
 @pytest.mark.parametrize("path", ["auto", "panel"])
+@pytest.mark.usefixtures("panel_kind")
 def test_groups(layout: str, cut: int, path: str) -> None:
     args = operands(2, torch.float64, groups=2, cut=cut)
     out = args[3].numel()

@@ -61,11 +61,6 @@ def test_gradients(warm: list[torch.Tensor]) -> None:
         assert grad.shape == leaves[i].shape
 
 
-def test_autocast(warm: list[torch.Tensor]) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours(*warm).dtype == torch.bfloat16
-
-
 def test_counted_operations(warm: list[torch.Tensor]) -> None:
     with FlopCounterMode(display=False) as counter:
         ours(*warm)

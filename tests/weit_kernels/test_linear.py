@@ -18,9 +18,12 @@ from weit_kernels import kron_linear, kron_weight
 from weit_kernels.paths import blocks, panel
 
 
-@pytest.fixture(params=["whole", "cut"])
+@pytest.fixture(params=["shipped", "whole", "cut"])
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run with blocks as shipped, and with blocks so small that every loop goes round several times."""
+    """Run as shipped, as large weights do, and with blocks so small that every loop goes round several times."""
+    if request.param == "shipped":
+        return request.param
+    monkeypatch.setattr(panel, "SMALL_BYTES", 0)
     if request.param == "cut":
         monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 512)
         monkeypatch.setattr(panel, "WORKSPACE_BYTES", 1400)

@@ -343,7 +343,7 @@ def test_compiled_kernels_are_timed_beside_triton_on_the_nearest_paths(monkeypat
 @pytest.mark.usefixtures("triton_runs")
 def test_the_operator_times_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's part on CPU tensors that claim to be on a GPU: the contest's timer is made up."""
-    from weit_kernels import ops
+    from weit_kernels import choice
     from weit_kernels.paths import PATHS
 
     x, T, S = torch.randn(16, 12), torch.randn(2, 3, 4), torch.randn(2, 5, 3)
@@ -360,10 +360,10 @@ def test_the_operator_times_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(tune, "contest", contest)
     before = torch.get_rng_state()
-    chosen = ops._tuned(asked, choose(asked), ops._LinearCalls, x, T, S, 15, ())
+    chosen = choice._tuned(asked, choose(asked), choice.LinearCalls, x, T, S, 15, ())
     assert torch.equal(torch.get_rng_state(), before)
     assert (chosen.path, chosen.tuned, len(contests)) == ("panel", True, 1)
-    assert ops.module(chosen.path, chosen.backend) is PATHS["panel"]
+    assert choice.module(chosen.path, chosen.backend) is PATHS["panel"]
 
 
 @pytest.mark.filterwarnings(
@@ -375,7 +375,7 @@ def test_interpreted_kernels_win_only_by_agreeing(train: bool, monkeypatch: pyte
     pytest.importorskip("triton", reason="Triton is not installed")
     if torch.cuda.is_available():
         pytest.skip("Triton's interpreter is for machines without a GPU")
-    from weit_kernels import ops
+    from weit_kernels import choice
     from weit_kernels.triton import templates_first
 
     monkeypatch.setenv("WEIT_TUNE", "full")
@@ -383,7 +383,7 @@ def test_interpreted_kernels_win_only_by_agreeing(train: bool, monkeypatch: pyte
     x, T, S = torch.randn(6, 12), torch.randn(2, 3, 4), torch.randn(2, 5, 3)
     asked = request(6, shape=KronShape(2, 5, 3, 3, 4, 15, 12), dtype=torch.float32, train=train)
 
-    chosen = ops._tuned(asked, choose(asked), ops._LinearCalls, x, T, S, 15, ())
+    chosen = choice._tuned(asked, choose(asked), choice.LinearCalls, x, T, S, 15, ())
     assert (chosen.path, chosen.backend, chosen.tuned) == ("templates_first", "triton", True)
     timed = {c.name for c in chosen.candidates if c.timed is not None}
     assert timed == {c.name for c in chosen.candidates if not c.reason}
@@ -391,7 +391,7 @@ def test_interpreted_kernels_win_only_by_agreeing(train: bool, monkeypatch: pyte
     honest = templates_first.linear
     monkeypatch.setattr(templates_first, "linear", lambda *args: 1.001 * honest(*args))
     with pytest.warns(RuntimeWarning, match="templates_first on triton is not used here: result 0 differs"):
-        again = ops._tuned(asked, choose(asked), ops._LinearCalls, x, T, S, 15, ())
+        again = choice._tuned(asked, choose(asked), choice.LinearCalls, x, T, S, 15, ())
     assert (again.path, again.backend) != ("templates_first", "triton")
 
 

@@ -33,6 +33,36 @@ def weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str, scratch_bytes:
     return panel.view(m * p, n * q, *kernel)[:out, :inn]
 
 
+def whole_weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str) -> Tensor:
+    """The same in memory of its own, for weights so small that each further call costs more than what it saves."""
+    N, p, q, *kernel = T.shape
+    _, m, n = S.shape
+    grid = torch.mm(S.reshape(N, -1).t(), T.reshape(N, -1)).view(m, n, p, q, -1)
+    order = (0, 2, 1, 3, 4) if layout == "block" else (2, 0, 3, 1, 4)
+    full = grid.permute(order).reshape(m * p, n * q, *kernel)
+    return full if full.shape[:2] == (out, inn) else full[:out, :inn]
+
+
+def whole_gradients(
+    dweight: Tensor, T: Tensor, S: Tensor, need: list[bool], layout: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """``dT`` and ``dS`` of ``dweight (out, in, *kernel)``; ``None`` where not needed."""
+    flat = S.reshape(S.shape[0], -1)
+    piece = _in_blocks(dweight, T, S, layout).reshape(flat.shape[1], -1)
+    dT = torch.mm(flat, piece).view(T.shape) if need[0] else None
+    dS = torch.mm(T.reshape(T.shape[0], -1), piece.t()).view(S.shape) if need[1] else None
+    return dT, dS
+
+
+def _in_blocks(dweight: Tensor, T: Tensor, S: Tensor, layout: str) -> Tensor:
+    """``(out, in, *kernel)`` → ``(m, n, p, q, taps)``, a view where the weight is not ragged."""
+    (p, q), (m, n) = T.shape[1:3], S.shape[1:]
+    if dweight.shape[:2] != (m * p, n * q):
+        dweight = widen(widen(dweight, n * q).transpose(0, 1), m * p).transpose(0, 1)
+    grid = (m, p, n, q, -1) if layout == "block" else (p, m, q, n, -1)
+    return dweight.reshape(grid).permute(_TO_BLOCKS[layout])
+
+
 def add_gradients(
     dweight: Tensor, T: Tensor, S: Tensor, dT: Tensor | None, dS: Tensor | None, layout: str, scratch_bytes: int
 ) -> None:
@@ -40,11 +70,8 @@ def add_gradients(
 
     ``T (N, p, q, *kernel)`` and ``S (N, m, n)`` are the factors of this panel; ``dT`` and ``dS`` have their shapes.
     """
-    N, p, q = T.shape[:3]
-    m, n = S.shape[1:]
-    dweight = widen(widen(dweight, n * q).transpose(0, 1), m * p).transpose(0, 1)
-    grid = (m, p, n, q, -1) if layout == "block" else (p, m, q, n, -1)
-    ordered, flat = dweight.reshape(grid).permute(_TO_BLOCKS[layout]), T.reshape(N, -1)
+    N, (m, n) = T.shape[0], S.shape[1:]
+    ordered, flat = _in_blocks(dweight, T, S, layout), T.reshape(N, -1)
     for rows in blocks(m, n * flat.shape[1] * T.element_size(), scratch_bytes):
         piece = workspace("block", T, (rows.stop - rows.start) * n, flat.shape[1])
         piece.view(ordered[rows].shape).copy_(ordered[rows])
