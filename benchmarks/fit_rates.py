@@ -65,7 +65,7 @@ def main() -> None:
         ours = [b == backend for b in backends]
         return float(regret + 0.1 * np.abs(predicted - actual)[:, ours].mean())
 
-    start = np.log([max(1e-3, getattr(CPU["AVX512"]["torch"], name)) for name in NAMES])
+    start = np.log([getattr(CPU["AVX512"]["torch"], name) or 1e-3 for name in NAMES])
     thetas: Thetas = dict.fromkeys(backends, start)
     for _ in range(4):
         for backend, theta in thetas.items():

@@ -32,13 +32,19 @@ class Operands:
         x, dy: input, and the gradient of the output that a training step starts from.
         T, S, b: templates ``(N, p, q, *kernel)``, scalers ``(N, m, n)``, bias ``(out,)``.
         left, right: ``S`` and ``T`` in the order in which the layout writes them: ``W = Σ_t kron(left_t, right_t)``.
+        channels_last: the memory format of a convolution's maps.
     """
 
     def __init__(
-        self, suite: SuiteShape, device: str = "cpu", dtype: torch.dtype = torch.float32, layout: str = "block"
+        self,
+        suite: SuiteShape,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        layout: str = "block",
+        channels_last: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        s, self.suite, self.dtype, self.layout = suite.shape, suite, dtype, layout
+        s, self.suite, self.dtype, self.layout, self.channels_last = suite.shape, suite, dtype, layout, channels_last
 
         def randn(*size: int, std: float = 1.0) -> Tensor:
             return (torch.randn(size, device=device) * std).to(dtype)
@@ -47,6 +53,8 @@ class Operands:
         rows = suite.batch or suite.rows
         self.x = randn(rows, s.in_features, *maps)
         self.dy = randn(rows, s.out_features, *maps, std=suite.rows**-0.5)  # sums over rows must not overflow float16
+        if channels_last:
+            self.x, self.dy = (t.contiguous(memory_format=torch.channels_last) for t in (self.x, self.dy))
         self.T = randn(s.N, s.p, s.q, *s.kernel)
         self.S = randn(s.N, s.m, s.n, std=1 / math.sqrt(s.N * s.in_features * s.taps))
         self.b = randn(s.out_features)

@@ -36,7 +36,7 @@ class Rates:
     def seconds(self, cost: Cost, itemsize: int, fused: bool = False, compulsory: int = 0) -> float:
         """Predicted time of one phase of a path; ``fused`` and ``compulsory`` matter on GPUs."""
         products = sum(map(self._product_seconds, cost.products))
-        calls = self.call * cost.call * len(cost.products) * cost.blocks
+        calls = self.call * len(cost.products) * cost.blocks
         return products + calls + 2 * cost.copied * itemsize / self.copy
 
     def _product_seconds(self, product: Product) -> float:

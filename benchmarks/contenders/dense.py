@@ -35,7 +35,7 @@ def dense_layer(operands: Operands) -> nn.Module:
     else:
         layer = nn.Linear(s.in_features, s.out_features, **kind)
     layer.load_state_dict({"weight": operands.weight, "bias": operands.b})
-    return layer
+    return layer.to(memory_format=torch.channels_last) if operands.channels_last else layer
 
 
 def _compiled(operands: Operands) -> nn.Module:

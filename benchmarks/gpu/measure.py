@@ -18,9 +18,10 @@ import torch
 
 import weit_kernels
 from benchmarks.gpu import memory, timing
-from benchmarks.gpu.contenders import AUTO, COMPILED, DENSE, STAGES, Operands, build, check, make_step, suite_shapes
+from benchmarks.gpu.contenders import AUTO, COMPILED, DENSE, STAGES, build, check, suite_shapes
 from benchmarks.gpu.machine import clocks
 from benchmarks.gpu.results import Results
+from benchmarks.operands import Operands, make_step
 from benchmarks.suite import SuiteShape
 
 FEW_ROWS = 64
@@ -123,8 +124,7 @@ class Measurement:
         self._time(item, row, steps, figures)
 
     def _ready(self, name: str, item: Item, operands: Operands) -> tuple[timing.Step, dict[str, Any]]:
-        train = item.phase == "train"
-        step = make_step(self.build(name, operands), operands, train)
+        step = make_step(self.build(name, operands), operands, "train" if item.phase == "train" else "forward")
         figures = check(step(), operands)
         if item.phase.startswith("graph"):
             replay = timing.captured(step)
@@ -188,7 +188,7 @@ class Measurement:
         key = (item.suite, item.channels_last)
         if self._operands is None or self._operands[0] != key:
             self._operands = None  # before the next are made: both may not fit
-            self._operands = key, Operands(item.suite, self.device, self.dtype, item.channels_last)
+            self._operands = key, Operands(item.suite, self.device, self.dtype, channels_last=item.channels_last)
         return self._operands[1]
 
     def _facts(self, item: Item) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import machine, steps
-from benchmarks.gpu.contenders import AUTO, Operands, build, make_step, suite_shapes
+from benchmarks.gpu.contenders import AUTO, build, suite_shapes
+from benchmarks.operands import Operands, make_step
 
 CONFIGS = machine.ROOT / "weit_kernels" / "configs"
 
@@ -29,8 +30,8 @@ def tune_shape(index: int, device: str, dtype: torch.dtype, quick: bool) -> None
     """Call one shape of the suite with ``auto``; the tuner does the rest."""
     suite = suite_shapes(device, quick)[index]
     operands = Operands(suite, device, dtype)
-    for train in (False, True)[: len(suite.phases)]:
-        make_step(build(AUTO, operands), operands, train)()
+    for phase in suite.phases:
+        make_step(build(AUTO, operands), operands, phase)()
     if device == "cuda":
         torch.cuda.synchronize()
 

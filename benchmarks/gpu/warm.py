@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import steps
-from benchmarks.gpu.contenders import COMPILED, FORCED, Operands, build, make_step, suite_shapes
+from benchmarks.gpu.contenders import COMPILED, FORCED, build, suite_shapes
+from benchmarks.operands import Operands, make_step
 
 _BYTES = 10 << 30  # that one process may need for the largest shape
 
@@ -52,9 +53,9 @@ def main(index: int, count: int, device: str = "cuda", quick: bool = False) -> N
         operands = Operands(suite, device, torch.bfloat16)
         torch._dynamo.reset()
         for name in names:
-            for train in (False, True)[: len(suite.phases)]:
+            for phase in suite.phases:
                 try:
-                    make_step(build(name, operands), operands, train)()
+                    make_step(build(name, operands), operands, phase)()
                 except Exception as error:
                     print(suite.name, name, error, flush=True)
         if device == "cuda":

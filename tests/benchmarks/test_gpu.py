@@ -14,6 +14,7 @@ from benchmarks.gpu import contenders, goals, machine, memory, steps, timing, tu
 from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.measure import Item, Measurement, items
 from benchmarks.gpu.results import Results
+from benchmarks.operands import Operands, WrongResult, make_step
 
 SHAPES = {shape.name: shape for shape in contenders.suite_shapes("cpu", quick=True)}
 FOREVER = 2**40
@@ -57,7 +58,7 @@ def test_channels_last_maps_are_a_row_of_their_own(tmp_path: Path) -> None:
     work = [item for item in items([suite]) if item.stage == "ours" and item.phase == "forward"]
     run.run(work)
     assert [row["shape"] for row in run.results.data["rows"]] == ["convnext_pw", "convnext_pw_channels_last"]
-    operands = contenders.Operands(suite, "cpu", torch.bfloat16, channels_last=True)
+    operands = Operands(suite, "cpu", torch.bfloat16, channels_last=True)
     dense = contenders.build("dense", operands)
     assert operands.x.is_contiguous(memory_format=torch.channels_last)
     assert dense.weight.is_contiguous(memory_format=torch.channels_last)
@@ -76,7 +77,7 @@ def broken(kind: str, contender: str = "materialised") -> Any:
             y = super().forward(x)
             return y * float("nan") if kind == "nan" else y * 1.1 if kind == "wrong" else y
 
-    def build(name: str, operands: contenders.Operands) -> torch.nn.Module:
+    def build(name: str, operands: Operands) -> torch.nn.Module:
         return Bad(operands) if name == contender else contenders.build(name, operands)
 
     return build
@@ -105,11 +106,11 @@ def test_a_contender_that_fails_is_recorded_and_the_others_are_timed(tmp_path: P
 
 
 def test_a_wrong_gradient_is_found() -> None:
-    operands = contenders.Operands(SHAPES["square_768"], "cpu", torch.bfloat16)
-    outputs = contenders.make_step(contenders.build("auto", operands), operands, True)()
+    operands = Operands(SHAPES["square_768"], "cpu", torch.bfloat16)
+    outputs = make_step(contenders.build("auto", operands), operands, "train")()
     assert contenders.check(outputs, operands)["error"] < 0.02
     outputs["scalers"] = outputs["scalers"].flip(0)
-    with pytest.raises(contenders.WrongResult, match="in scalers"):
+    with pytest.raises(WrongResult, match="in scalers"):
         contenders.check(outputs, operands)
 
 
@@ -176,6 +177,7 @@ CHILD = """
 import os, sys, time
 from pathlib import Path
 from benchmarks.gpu.results import Results
+from benchmarks.operands import Operands, WrongResult, make_step
 results = Results.load(Path(sys.argv[1]))
 row = results.row("shape", "forward", {"few_rows": False})
 for name in ("deadly", "good"):

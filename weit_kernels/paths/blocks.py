@@ -100,16 +100,12 @@ class Product:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one phase of a path does, for the planner: its products, plain copies, blocks and workspace.
-
-    ``call``: what starting a product takes, as a part of what it takes in a loop over blocks.
-    """
+    """What one phase of a path does, for the planner: its products, plain copies, blocks and workspace."""
 
     products: list[Product] = field(default_factory=list)
     copied: int = 0
     blocks: int = 1
     workspace: int = 0
-    call: float = 1.0
 
     @property
     def flops(self) -> int:

@@ -33,7 +33,6 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 WORKSPACE_BYTES = 32 << 20
 SMALL_BYTES = 256 << 10  # a weight is made whole, without the loop, which would take longer than the products
-SMALL_CALL = 0.1  # 6 µs a product in place of 60, on Zen 4
 CHUNK_BYTES = 2 << 20  # in cache on a CPU; on a GPU large enough to hide the launch
 
 
@@ -44,12 +43,11 @@ def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> C
     count = -(-s.m // i) * -(-s.p // a)
     row = a * inn * itemsize
     held = (i + rows_per_block(i, row, CHUNK_BYTES)) * row
-    call = SMALL_CALL if out * inn * itemsize <= SMALL_BYTES else 1.0
     synthesis = Product(1, s.m * s.n, s.N, block)
     if phase == "forward":
-        return Cost([synthesis, Product(1, M, inn, out)], out * inn, count, held, call)
+        return Cost([synthesis, Product(1, M, inn, out)], out * inn, count, held)
     grads = [Product(1, s.N, s.m * s.n, block), Product(1, s.m * s.n, block, s.N)]
-    return Cost([synthesis, Product(1, M, out, inn), Product(1, out, M, inn), *grads], 2 * out * inn, count, held, call)
+    return Cost([synthesis, Product(1, M, out, inn), Product(1, out, M, inn), *grads], 2 * out * inn, count, held)
 
 
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *, synth: ModuleType = plain) -> Tensor:
