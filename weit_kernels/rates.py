@@ -60,21 +60,23 @@ CPU: dict[str, dict[str, Rates]] = {
         "torch 16-bit": Rates("CPU, AVX-512, 16-bit", 1.65e12, 2.27e10, 5.24e-5, 132, 61.8, 173, 77.9, 2.51, 38.5),
     },
     "AVX512, AMD": {
-        # EPYC of Zen 4, which multiplies pairs of 16-bit numbers. The fastest is picked, of 160 choices in float32 in 90 %,
-        # 120 in bfloat16 80 %, 180 of convolutions 78 %, 140 of those in bfloat16 89 %; other ones: docs/speed.md.
-        "torch": Rates("Zen 4", 1.42e11, 9.62e9, 6.34e-5, 0, 48.9, 0.0587, 4.32, 60.2, 0),
-        "cpp": Rates("Zen 4, compiled", 2.26e11, inf, 1.37e-5, 19.1, 0, 0, 13.5, 16.4, 0, columns=32),
-        "torch conv": Rates("Zen 4, convolutions", 1.74e11, inf, 1.74e-4, 11.7, 0, 7.84, 0, 0, 63.5),
+        # EPYC of Zen 4, which multiplies pairs of 16-bit numbers. The fastest is picked, of 220 choices in float32 in 87 %,
+        # 140 in bfloat16 86 %, 160 of convolutions 82 %, 120 of those in bfloat16 85 %; other ones: docs/speed.md.
+        "torch": Rates("Zen 4", 1.33e11, 6.08e9, 3.28e-5, 30.2, 11.5, 4.21, 4.48, 15.8, 35.7),
+        "cpp": Rates("Zen 4, compiled", 2.14e11, inf, 1.19e-5, 31.3, 7.85, 7.05, 8.63, 7.47, 0, columns=32),
+        "torch conv": Rates("Zen 4, convolutions", 1.84e11, inf, 7.36e-5, 0.19, 32.7, 6.79, 12.6, 1.46, 0),
         "cpp conv": Rates(
-            "Zen 4, compiled, convolutions", 2.11e11, 6.99e10, 3.39e-5, 42.2, 0.151, 0, 5.94, 13.9, 0, columns=32
+            "Zen 4, compiled, convolutions", 2.28e11, 8.26e10, 1.34e-5, 30.7, 0, 0.547, 31.9, 1.43, 0, columns=32
         ),
-        "torch 16-bit": Rates("Zen 4, 16-bit", 2.41e11, inf, 1.04e-4, 0, 0, 0, 0, 40.1, 0),
-        "cpp 16-bit": Rates("Zen 4, compiled, 16-bit", 3.9e11, inf, 1.3e-5, 72.7, 0, 0.77, 15.3, 23.2, 0, columns=32),
+        "torch 16-bit": Rates("Zen 4, 16-bit", 3.69e11, 1.11e10, 6.68e-5, 0.408, 0, 11.9, 18.6, 49.9, 0),
+        "cpp 16-bit": Rates(
+            "Zen 4, compiled, 16-bit", 3.9e11, 3.73e10, 1.27e-5, 49.8, 12.8, 13.9, 7.76, 7.98, 0, columns=32
+        ),
         "torch 16-bit conv": Rates(
-            "Zen 4, 16-bit convolutions", 3.54e11, 3.48e10, 1.7e-4, 0.529, 22.5, 6.81, 32.3, 0, 0
+            "Zen 4, 16-bit convolutions", 3.73e11, 7.69e9, 9.74e-5, 14.2, 4.05, 8, 44.2, 0, 20.8
         ),
         "cpp 16-bit conv": Rates(
-            "Zen 4, compiled, 16-bit convolutions", 4.78e11, inf, 0, 109, 52.2, 0, 5.07, 37.2, 3.3, columns=32
+            "Zen 4, compiled, 16-bit convolutions", 4.53e11, inf, 1.27e-5, 95.3, 23, 0, 0, 44.4, 0, columns=32
         ),
     },
     "AVX2": {
