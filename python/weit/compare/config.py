@@ -63,6 +63,7 @@ class CompareConfig:
         small_size: of the small model; ligo and bert2bert serve targets that are no smaller.
         pretrain_steps: of bank, source and small model alike.
         pretrain_lr: learning rate of the bank's pre-training.
+        full_share: share of its steps that run at full size.
         source_lr: learning rate of source and small model, and of what tleg and distillation learn before step 0.
         ligo_lr: learning rate of ligo's operators.
         workers: processes, of one thread each; 0 for the number of cores.
@@ -98,6 +99,7 @@ class CompareConfig:
     small_size: str = "32x3"
     pretrain_steps: int = 600
     pretrain_lr: float = 4e-3
+    full_share: float = 0.25
     source_lr: float = 2e-3
     ligo_lr: float = 5e-3
     workers: int = 0
@@ -116,6 +118,7 @@ class CompareConfig:
         require(all(0 < lr and isfinite(lr) for lr in self.lrs), "lrs", "positive", self.lrs)
         for name in ("fit_lr", "pretrain_lr", "source_lr", "ligo_lr"):
             require(0 < getattr(self, name) and isfinite(getattr(self, name)), name, "positive", getattr(self, name))
+        require(0 <= self.full_share <= 1, "full_share", "a share from 0 to 1", self.full_share)
         if self.rivals == [ALL]:
             object.__setattr__(self, "rivals", list(RIVAL_NAMES))
         unknown = [name for name in self.rivals if name not in RIVAL_NAMES]

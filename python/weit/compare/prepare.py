@@ -79,7 +79,7 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
     arguments = {**common(config, task, model, size), "settings": settings}
     if kind == BANK:
         shape = None if config.template_shape is None else list(config.template_shape)
-        settings["spec"] = {"templates": config.templates, "template_shape": shape}
+        settings |= {"full_share": config.full_share, "spec": {"templates": config.templates, "template_shape": shape}}
         arguments["smaller"] = [parse_size(each) for each in config.smaller]
     function = jobs.make_bank if kind == BANK else jobs.make_source
     work = config.pretrain_steps * training_flops(model, task.arguments(model, size))

@@ -33,6 +33,7 @@ def test_workers_are_the_cores_unless_said():
         ({"family": "cooking"}, "family must be one of classification.*, got cooking"),
         ({"source_size": "big"}, "a size must look like 64x6"),
         ({"pretrain_lr": 0.0}, "pretrain_lr must be positive"),
+        ({"full_share": 1.5}, "full_share must be a share from 0 to 1, got 1.5"),
         ({"templates": 0}, "templates must be at least 1"),
     ],
 )

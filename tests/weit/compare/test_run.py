@@ -211,6 +211,7 @@ def test_what_is_not_given_is_made_where_a_rival_needs_it(tmp_path):
     config = CompareConfig(
         out=tmp_path, targets=["16x1"], rivals=["bert2bert"], size="32x1", smaller=["16x1"], small_size="16x1",
         pretrain_steps=2, lrs=[1e-3], seeds=1, steps=1, batch_size=8, fit_steps=1, templates=4, template_shape=(16, 16),
+        full_share=1.0,
     )  # fmt: skip
     pool = Here(tmp_path)
     comparison = compare(config, pool)
@@ -218,7 +219,7 @@ def test_what_is_not_given_is_made_where_a_rival_needs_it(tmp_path):
     assert "source" not in pool.ran
     bank = TemplateBank.from_pretrained(tmp_path / "bank")
     assert {tuple(bank[role].shape) for role in bank.roles} == {(4, 16, 16)}
-    assert comparison.pretraining["weit"] == bank.source.config["training_flops"] > 0
+    assert comparison.pretraining["weit"] == bank.source.config["training_flops"] == 2 * 8 * flops("32x1")
     assert set(comparison.seconds) == {"bank", "small", "fitting"}
 
 
