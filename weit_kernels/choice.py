@@ -65,8 +65,8 @@ def module_for(
         return chosen
     request = request_of(x, T, S, out, *args)
     plan = choose(request)
-    settled = request.forced or plan.tuned or request.rows == 0 or request.key in _UNTUNED
-    if not settled and x.is_cuda and tune.mode() != "0":
+    final = request.forced or plan.tuned or request.rows == 0 or request.key in _UNTUNED
+    if not final and x.is_cuda and tune.mode() != "0":
         if not tune.may_time(x):
             return module(plan.path, plan.backend)  # decided for this call only: a later one may time
         plan = _tuned(request, plan, calls, x, T, S, out, args)

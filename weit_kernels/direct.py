@@ -86,7 +86,7 @@ class Direct:
 
     def function(self, *, learns: bool) -> Callable[..., Tensor]:
         """What takes the four tensors; ``learns``: a backward pass may follow."""
-        return partial(_Learning.apply, self) if learns else partial(_below_autograd, self.forward)
+        return partial(_Learning.apply, self) if learns else partial(below_autograd, self.forward)
 
 
 def bias_gradient(dy: Tensor) -> Tensor:
@@ -95,12 +95,15 @@ def bias_gradient(dy: Tensor) -> Tensor:
 
 
 _ABOVE = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
-for _key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
-    _ABOVE = _ABOVE | torch._C.DispatchKeySet(_key)
+_ABOVE |= torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+_ABOVE |= torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
 
-def _below_autograd(function: Callable[..., Any], *args: Any) -> Any:
-    """As a kernel of an operator runs; results are nobody's views, so that they may be overwritten in any mode."""
+def below_autograd(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` with its operations as they are: no gradients, and no autocast, whose casts are made already.
+
+    Nor are results views of what else was made, so that they may be overwritten in any mode.
+    """
     with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_ABOVE):
         return function(*args)
 
@@ -116,17 +119,18 @@ class _Learning(torch.autograd.Function):
     def forward(ctx: Any, direct: Direct, x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
         ctx.direct = direct
         ctx.save_for_backward(x, T, S)
-        return _below_autograd(direct.forward, x, T, S, bias)
+        return below_autograd(direct.forward, x, T, S, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operands, need = (dy, *ctx.saved_tensors), list(ctx.needs_input_grad[1:4])
+        need = list(ctx.needs_input_grad[1:4])
         grads: Grads = (None, None, None)
         if any(need):
+            operands = (dy, *ctx.saved_tensors)
             dense = torch._C._dispatch_keys(dy).has(torch._C.DispatchKey.Dense)  # not so in autograd's own vmap
             long = not dense or torch.is_grad_enabled() or torch.compiler.is_compiling() or _observed()
             if long or not all(map(_is_plain, operands)):
                 grads = ctx.direct.derived(*operands, need)
             else:
-                grads = _below_autograd(ctx.direct.backward, *operands, need)
+                grads = below_autograd(ctx.direct.backward, *operands, need)
         return None, *grads, bias_gradient(dy) if ctx.needs_input_grad[4] else None

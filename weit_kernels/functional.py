@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weit_kernels import direct, reference
 from weit_kernels.backends import require_runnable
-from weit_kernels.ops import autocast, call, settled
+from weit_kernels.ops import autocast, call, direct_call
 from weit_kernels.shapes import (
     LAYOUTS,
     check_ceil,
@@ -88,7 +88,7 @@ def _apply(
 
     def operator(rows: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
         y = call("kron_linear", rows, T, S, bias, out, *settings)
-        if key is not None and (shorter := settled("kron_linear", rows, T, S, out, settings)):
+        if key is not None and (shorter := direct_call("kron_linear", rows, T, S, out, settings)):
             run = shorter.function(learns=_trains(x, templates, scalers, bias))
             direct.remember(key, partial(_in_block_form, run, swap))
         return y
@@ -245,7 +245,7 @@ def _conv(
             key is not None
             and maps is x
             and x.is_contiguous()
-            and (shorter := settled("kron_conv", x, templates, scalers, out, args))
+            and (shorter := direct_call("kron_conv", x, templates, scalers, out, args))
         ):
             direct.remember(key, shorter.function(learns=_trains(x, templates, scalers, bias)))
     return y if x.dim() == dims + 2 else y.squeeze(0)

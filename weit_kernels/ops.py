@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from weit_kernels import choice, transforms
-from weit_kernels.choice import ConvCalls, LinearCalls, conv_request, hashable, linear_request, module_for
-from weit_kernels.direct import Direct, Grads, bias_gradient
+from weit_kernels import transforms
+from weit_kernels.choice import ConvCalls, LinearCalls, conv_request, hashable, linear_request, module_for, settled
+from weit_kernels.direct import Direct, Grads, below_autograd, bias_gradient
 from weit_kernels.paths.convolution import ConvArgs
 from weit_kernels.plan import Request, choose, cost
+from weit_kernels.shapes import DTYPES
 
 _LINEAR = "SymInt out_features, bool train, str path, str backend"
 _CONV = (
@@ -60,12 +61,12 @@ def _dense(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
-def settled(name: str, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Direct | None:
+def direct_call(name: str, x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Direct | None:
     """What every call with operands like these runs, without the dispatcher; ``None`` while nothing is settled.
 
     ``name`` and ``args`` are the forward operator's, as are ``x``, ``T`` and ``S``.
     """
-    chosen = choice.settled(x, T, S, out, args)
+    chosen = settled(x, T, S, out, args)
     if chosen is None:
         return None
     kind = name.removeprefix("kron_")
@@ -193,8 +194,9 @@ def _register(name: str, args: str, request_of: Callable[..., Request], forward:
     ):
         qualified = f"weit::{name}{suffix}"
         torch.library.define(qualified, schema.format(args), tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.impl(qualified, "cpu", kernel)
-        torch.library.impl(qualified, "cuda", _on_its_device(kernel))
+        bare = partial(below_autograd, kernel)
+        torch.library.impl(qualified, "cpu", bare)
+        torch.library.impl(qualified, "cuda", _on_its_device(bare))
         torch.library.register_fake(qualified, fake_kernel)
         torch.library.register_autograd(qualified, derive, setup_context=save)
         op = getattr(torch.ops.weit, name + suffix)
@@ -226,13 +228,16 @@ def autocast(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> tuple[Tens
     return x, T, S, bias
 
 
+_CAST = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
+
+
 def _cast(args: Sequence[Any], device: str) -> list[Any]:
     dtype = torch.get_autocast_dtype(device)
 
-    def floating(arg: Any) -> bool:
-        return isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+    def casts(arg: Any) -> bool:
+        return isinstance(arg, Tensor) and arg.dtype in _CAST
 
-    return [arg.to(dtype) if floating(arg) else arg for arg in args]
+    return [arg.to(dtype) if casts(arg) else arg for arg in args]
 
 
 def call(name: str, *args: Any) -> Tensor:

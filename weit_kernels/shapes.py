@@ -92,10 +92,11 @@ def check_factors(templates: Tensor, scalers: Tensor, kernel_dims: int = 0) -> N
 
 
 def check_alike(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    """Check that two tensors share device and, unless autocast will cast them, dtype."""
+    """Check that two tensors share device and dtype; a compiled call is cast by autocast only after this."""
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, but {like_name} is on {like.device}")
-    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    cast_later = torch.compiler.is_compiling() and torch.is_autocast_enabled(like.device.type)
+    if tensor.dtype != like.dtype and not cast_later:
         raise TypeError(f"{name} has dtype {tensor.dtype}, but {like_name} has {like.dtype}")
 
 

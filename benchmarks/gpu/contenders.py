@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contenders.dense import Materialised, dense_layer
-from benchmarks.contenders.weit import Kron
+from benchmarks.contenders.weit import AUTO, Kron
 from benchmarks.operands import Operands, WrongResult, errors
 from benchmarks.suite import SuiteShape, load
 from weit_kernels.shapes import BACKENDS, PATHS
 
 DENSE = "dense"
-AUTO = "auto"
 MATERIALISED, COMPILED = "materialised", "compiled"
 FORCED = tuple(f"{path}/{backend}" for backend in BACKENDS[1:] for path in PATHS[1:])
 # What a goal needs comes first, so that a run that is cut short has it.

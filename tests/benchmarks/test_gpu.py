@@ -177,7 +177,6 @@ CHILD = """
 import os, sys, time
 from pathlib import Path
 from benchmarks.gpu.results import Results
-from benchmarks.operands import Operands, WrongResult, make_step
 results = Results.load(Path(sys.argv[1]))
 row = results.row("shape", "forward", {"few_rows": False})
 for name in ("deadly", "good"):

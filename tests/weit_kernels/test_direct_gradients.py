@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.weit_kernels.cases import LAYOUTS, PATHS, RAGGED, reference_linear, relative_error
+from tests.weit_kernels.cases import LAYOUTS, PATHS, RAGGED, Case, reference_linear, relative_error
 from weit_kernels import direct, functional, kron_conv2d, kron_linear, reference
 
 LEARNS = {
@@ -21,6 +22,8 @@ LEARNS = {
     "input": (True, False, False, False),
     "bias": (False, False, False, True),
 }
+EVEN = Case("even", (5,), 3, 4, 2, 5, 6)
+Operands = Callable[..., list[Tensor]]
 WINDOW = {"stride": (2, 1), "padding": 1, "dilation": (1, 2)}
 
 
@@ -38,27 +41,40 @@ def long_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def linear_operands(*, seed: int = 0, lead: tuple[int, ...] = (4, 3)) -> list[Tensor]:
-    x, *factors = RAGGED.operands(torch.float64, seed)
+def linear_operands(*, seed: int = 0, lead: tuple[int, ...] = (4, 3), even: bool = False) -> list[Tensor]:
+    x, *factors = (EVEN if even else RAGGED).operands(torch.float64, seed)
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(*lead, x.shape[-1], generator=generator, dtype=torch.float64), *factors]
 
 
-def conv_operands(*, seed: int = 0) -> list[Tensor]:
+def conv_operands(*, seed: int = 0, even: bool = False) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    sizes = (2, 10, 9, 8), (3, 5, 4, 3, 3), (3, 2, 3), (10,)
+    sizes = (2, 12 if even else 10, 9, 8), (3, 5, 4, 3, 3), (3, 2, 3), (10,)
     return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
 
 
-def linear(*operands: Tensor) -> Tensor:
-    return kron_linear(*operands, out_features=RAGGED.out_features)
+def linear(*operands: Tensor, path: str = "auto", backend: str = "auto") -> Tensor:
+    return kron_linear(*operands, out_features=operands[3].shape[0], path=path, backend=backend)
 
 
-def conv(*operands: Tensor) -> Tensor:
-    return kron_conv2d(*operands, **WINDOW)
+def conv(*operands: Tensor, path: str = "auto", backend: str = "auto") -> Tensor:
+    return kron_conv2d(*operands, **WINDOW, out_channels=operands[3].shape[0], path=path, backend=backend)
 
 
 KINDS = {"linear": (linear, linear_operands), "conv": (conv, conv_operands)}
+
+
+@pytest.fixture(params=[("auto", "auto"), *((path, "torch") for path in PATHS)], ids=" on ".join)
+def choice(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Path and backend: the plain ones are made of operations that other parts of torch may change."""
+    return dict(zip(("path", "backend"), request.param, strict=True))
+
+
+@pytest.fixture(params=KINDS)
+def layer(request: pytest.FixtureRequest, choice: dict[str, str]) -> tuple[Callable[..., Tensor], Operands]:
+    """A function of the four tensors, and what draws these; nothing is ragged, so that plain paths end in views."""
+    function, _ = KINDS[request.param]
+    return partial(function, **choice), partial(KINDS[request.param][1], even=True)
 
 
 def gradients(function: Callable[..., Tensor], operands: list[Tensor], learns: tuple[bool, ...]) -> list[Tensor]:
@@ -119,9 +135,8 @@ def test_gradients_of_gradients(kind: str, long_calls: list[str]) -> None:
     assert len(long_calls) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_gradients_at_once(kind: str) -> None:
-    function, operands = KINDS[kind]
+def test_many_gradients_at_once(layer: tuple[Callable[..., Tensor], Operands], long_calls: list[str]) -> None:
+    function, operands = layer
     leaves = [t.requires_grad_() for t in operands()]
     function(*leaves)
     y = function(*leaves)
@@ -129,11 +144,11 @@ def test_many_gradients_at_once(kind: str) -> None:
     together = torch.autograd.grad(y, leaves, each, is_grads_batched=True, retain_graph=True)
     alone = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in each]
     assert_alike(list(together), [torch.stack(grads) for grads in zip(*alone, strict=True)])
+    assert len(long_calls) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_results_may_be_overwritten(kind: str) -> None:
-    function, operands = KINDS[kind]
+def test_results_may_be_overwritten(layer: tuple[Callable[..., Tensor], Operands], long_calls: list[str]) -> None:
+    function, operands = layer
     for _ in range(2):
         got, expected = ([t.requires_grad_() for t in operands()] for _ in range(2))
         function(*got).relu_().sum().backward()
@@ -144,11 +159,13 @@ def test_results_may_be_overwritten(kind: str) -> None:
         weight = torch.ones_like(y, requires_grad=True)
         y.mul_(weight).sum().backward()  # the result is nobody's view, so autograd may record what changes it
         assert weight.grad is not None
+    assert len(long_calls) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_operands_that_changed_since_are_noticed(kind: str) -> None:
-    function, operands = KINDS[kind]
+def test_operands_that_changed_since_are_noticed(
+    layer: tuple[Callable[..., Tensor], Operands], long_calls: list[str]
+) -> None:
+    function, operands = layer
     for _ in range(2):
         leaves = [t.requires_grad_() for t in operands()]
         y = function(*leaves)
@@ -156,6 +173,38 @@ def test_operands_that_changed_since_are_noticed(kind: str) -> None:
             leaves[2].add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
+    assert len(long_calls) == 1
+
+
+def test_operands_may_change_where_only_the_bias_learns(layer: tuple[Callable[..., Tensor], Operands]) -> None:
+    function, operands = layer
+    for _ in range(2):
+        *frozen, bias = operands()
+        y = function(*frozen, bias.requires_grad_())
+        for tensor in frozen:
+            tensor.add_(1)
+        y.sum().backward()
+        assert bias.grad.unique().tolist() == [y.numel() / bias.numel()]
+
+
+@pytest.mark.parametrize("kind", ["negated", "expanded", "transposed", "subclass"])
+def test_gradients_that_lie_otherwise(kind: str, layer: tuple[Callable[..., Tensor], Operands]) -> None:
+    class Other(Tensor):
+        pass
+
+    function, operands = layer
+    for _ in range(2):
+        leaves = [t.requires_grad_() for t in operands()]
+        y = function(*leaves)
+        plain = torch.randn_like(y)
+        given = {
+            "negated": torch._neg_view(plain),
+            "expanded": torch.ones((), dtype=y.dtype).expand_as(y),
+            "transposed": plain.transpose(0, 1).contiguous().transpose(0, 1),
+            "subclass": plain.as_subclass(Other),
+        }[kind]
+        expected = torch.autograd.grad(function(*leaves), leaves, torch.empty_like(plain).copy_(given))
+        assert_alike([torch.Tensor(grad) for grad in torch.autograd.grad(y, leaves, given)], list(expected))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,28 +239,44 @@ def test_a_backward_pass_that_is_observed(kind: str) -> None:
     assert f"weit::kron_{kind}_backward" in {event.key for event in profile.key_averages()}
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("inside", [False, True], ids=["backward_outside", "backward_inside"])
-def test_autocast(path: str, inside: bool, long_calls: list[str]) -> None:
-    """As if all operands had been cast first, in both passes, though plain products are made in the middle."""
+@pytest.mark.parametrize("regions", [("forward",), ("forward", "backward"), ("backward",)], ids="+".join)
+def test_autocast(regions: tuple[str, ...], choice: dict[str, str], long_calls: list[str]) -> None:
+    """As if all operands had been cast first where the forward pass is inside, and as without it where it is not."""
+    dtype = torch.bfloat16 if "forward" in regions else torch.float32
 
-    def step(dtype: torch.dtype | None, seed: int) -> list[Tensor]:
-        leaves = [t.float().requires_grad_() for t in linear_operands(seed=seed)]
-        with torch.autocast("cpu", dtype=dtype or torch.float32, enabled=dtype is not None):
-            y = kron_linear(*leaves, out_features=RAGGED.out_features, path=path)
-            if inside:
-                y.sum().backward()
-        if not inside:
-            y.sum().backward()
-        return [y, *(leaf.grad for leaf in leaves)]
+    def region(name: str) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16) if name in regions else nullcontext()
 
     for seed in range(3):
-        y, *grads = step(torch.bfloat16, seed)
-        cast = [t.bfloat16().requires_grad_() for t in linear_operands(seed=seed)]
-        expected = kron_linear(*cast, out_features=RAGGED.out_features, path=path)
+        leaves = [t.float().requires_grad_() for t in linear_operands(seed=seed, even=True)]
+        with region("forward"):
+            y = linear(*leaves, **choice)
+        with region("backward"):
+            y.sum().backward()
+        cast = [t.to(dtype).requires_grad_() for t in linear_operands(seed=seed, even=True)]
+        expected = linear(*cast, **choice)
         expected.sum().backward()
         assert torch.equal(y, expected)
-        assert all(torch.equal(grad, leaf.grad.float()) for grad, leaf in zip(grads, cast, strict=True))
+        for leaf, other in zip(leaves, cast, strict=True):
+            assert torch.equal(leaf.grad, other.grad.float())
     assert len(long_calls) == 1
-    assert step(None, 0)[0].dtype == torch.float32
-    assert step(torch.bfloat16, 0)[0].dtype == torch.bfloat16
+
+
+def test_autocast_is_part_of_what_is_known() -> None:
+    operands = [t.float() for t in linear_operands()]
+    for enabled in (False, True, False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert linear(*operands).dtype == (torch.bfloat16 if enabled else torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_excuses_no_bad_dtype(kind: str) -> None:
+    function, operands = KINDS[kind]
+    x, T, S, bias = (t.float() for t in operands())
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(TypeError, match="x must be float64"):
+            function(x.to(torch.float8_e4m3fn), T, S, bias)
+        with pytest.raises(TypeError, match=r"x has dtype torch\.float64, but templates has torch\.bfloat16"):
+            function(x.double(), T, S, bias)
+        with pytest.raises(TypeError, match=r"bias has dtype torch\.float64"):
+            function(x, T, S, bias.double())

@@ -3,8 +3,8 @@
 Costs ``1 + N/M`` of the dense product forward: the choice where neither order saves operations. A panel is the rows of
 ``W`` that belong to a few scaler rows ``i``, or to some template rows ``a`` of a single ``i`` where those alone are too
 large. The panel, or that part of ``W``'s gradient, and the chunk of it whose axes are being put in order share
-``WORKSPACE_BYTES``. What makes a panel and contracts its gradient is an argument: a module with the two functions of
-``weit_kernels.paths.synth``.
+``WORKSPACE_BYTES``. What makes a panel and contracts its gradient is an argument: a module with ``weight`` and
+``add_gradients``, as ``weit_kernels.paths.synth`` has them. On a CPU a small ``W`` is made whole, in memory of its own.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def conv_backward(
 
 def _is_small(T: Tensor, S: Tensor, synth: ModuleType) -> bool:
     """Whether all of ``W`` is made at once; what another ``synth`` would take is its own affair."""
-    return synth is plain and S[0].numel() * T[0].numel() * T.element_size() <= SMALL_BYTES
+    return synth is plain and T.device.type == "cpu" and S[0].numel() * T[0].numel() * T.element_size() <= SMALL_BYTES
 
 
 @dataclass(frozen=True)

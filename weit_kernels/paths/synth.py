@@ -1,6 +1,6 @@
 """What makes a panel of ``W`` from its factors, and what brings a panel of ``W``'s gradient back to them.
 
-``weit_kernels.triton.synth`` has the same two functions; the loop over panels takes either.
+``weit_kernels.triton.synth`` has ``weight`` and ``add_gradients`` too; the loop over panels takes either.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from weit_kernels.paths.blocks import blocks, widen, workspace
 
-# Axes of a weight, (m, p, n, q, taps) or (p, m, q, n, taps), in the order (m, n, p, q, taps) of its blocks.
+# Axes of a weight, (m, p, n, q, taps) or (p, m, q, n, taps), in the order (m, n, p, q, taps) of its blocks, and back.
 _TO_BLOCKS = {"block": (0, 2, 1, 3, 4), "interleaved": (1, 3, 0, 2, 4)}
+_FROM_BLOCKS = {"block": (0, 2, 1, 3, 4), "interleaved": (2, 0, 3, 1, 4)}
 
 
 def weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str, scratch_bytes: int) -> Tensor:
@@ -38,8 +39,7 @@ def whole_weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str) -> Tenso
     N, p, q, *kernel = T.shape
     _, m, n = S.shape
     grid = torch.mm(S.reshape(N, -1).t(), T.reshape(N, -1)).view(m, n, p, q, -1)
-    order = (0, 2, 1, 3, 4) if layout == "block" else (2, 0, 3, 1, 4)
-    full = grid.permute(order).reshape(m * p, n * q, *kernel)
+    full = grid.permute(_FROM_BLOCKS[layout]).reshape(m * p, n * q, *kernel)
     return full if full.shape[:2] == (out, inn) else full[:out, :inn]
 
 
