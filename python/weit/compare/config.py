@@ -100,7 +100,7 @@ class CompareConfig:
     pretrain_steps: int = 600
     pretrain_lr: float = 4e-3
     full_share: float = 0.25
-    source_lr: float = 2e-3
+    source_lr: float = 4e-3
     ligo_lr: float = 5e-3
     workers: int = 0
 
