@@ -80,6 +80,10 @@ class Operands:
         """The result and all gradients in float64."""
         return self._reference(train=True)
 
+    def expected(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a step that returned ``outputs`` should have returned, in float64."""
+        return self.gradients if len(outputs) > 1 else self.output
+
     def _reference(self, train: bool) -> dict[str, Tensor]:
         leaves = {"x": self.x, "templates": self.T, "scalers": self.S, "bias": self.b}
         leaves = {name: tensor.double().requires_grad_(train) for name, tensor in leaves.items()}
@@ -123,7 +127,7 @@ def make_step(module: nn.Module, given: Operands, phase: str) -> Callable[[], di
 
 def errors(outputs: dict[str, Tensor], given: Operands) -> dict[str, float]:
     """Relative error in norm of every tensor that the reference has too (the dense layer's weight is none)."""
-    expected = given.gradients if len(outputs) > 1 else given.output
+    expected = given.expected(outputs)
     found = {}
     for name, got in outputs.items():
         if name not in expected:

@@ -1,4 +1,4 @@
-"""Tuning without a GPU: the cache on disk, the contest with clocks that are made up, and what the planner makes of it."""
+"""Tuning without a GPU: the cache on disk, and the contest with clocks that are made up."""
 
 import json
 import subprocess
@@ -10,20 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from weit_kernels import backends, plan, tune
-from weit_kernels.plan import Request, _estimates, choose, contenders
-from weit_kernels.shapes import KronShape
+from weit_kernels import tune
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 GPU = torch.device("cuda", 0)
 SECONDS = {"a": 2.0, "b": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pretended GPU has Triton's kernels alone, whatever this build, or a test before, has loaded."""
-    monkeypatch.setattr("weit_kernels.cuda.why_not", lambda: "not in these tests")
 
 
 class Clock:
@@ -259,179 +251,3 @@ def test_nothing_is_timed_on_a_cpu_or_under_tracing(monkeypatch: pytest.MonkeyPa
         assert not tune.may_time(GPU)
     monkeypatch.setenv("WEIT_TUNE", "0")
     assert not tune.may_time(GPU)
-
-
-def request(rows: int = 4096, **changes: object) -> Request:
-    shape = KronShape(4, 16, 16, 64, 64, 1024, 1024)
-    return Request(**{"shape": shape, "rows": rows, "dtype": torch.bfloat16, "device": GPU, "train": True} | changes)
-
-
-@pytest.fixture
-def triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(backends, "_paths", lambda backend: frozenset(("templates_first", "scalers_first")))
-
-
-def test_rows_share_a_key_by_powers_of_two_and_nothing_else_is_shared() -> None:
-    assert request(1025).key == request(2048).key != request(1024).key
-    changes = [
-        {"train": False},
-        {"dtype": torch.float16},
-        {"backend": "triton"},
-        {"path": "panel"},
-        {"groups": 2},
-        {"shape": KronShape(4, 16, 16, 64, 64, 1023, 1024)},
-        {"shape": KronShape(4, 16, 16, 64, 64, 1024, 1024, kernel=(3, 3))},
-    ]
-    changes[4]["shape"] = changes[-1]["shape"]
-    keys = {request(**change).key for change in [{}, *changes]}
-    assert len(keys) == 1 + len(changes)
-    assert f"torch {torch.__version__} | triton " in request().key
-
-
-@pytest.mark.usefixtures("triton_runs")
-def test_auto_uses_triton_only_where_a_timing_names_it() -> None:
-    before = choose(request())
-    assert before.backend == "torch"
-    assert "not considered: not timed here yet" in before.explain()
-    tune.cache().put(
-        request().key, "scalers_first on triton", {"scalers_first on triton": 1e-3, "panel on torch": 2e-3}
-    )
-    after = choose(request())
-    assert (after.path, after.backend, after.tuned) == ("scalers_first", "triton", True)
-    assert "chosen by timing" in after.explain()
-    assert "timed 1.000 ms  <- chosen" in after.explain()
-    assert "timed 2.000 ms" in after.explain()
-    assert choose(request(4097)).backend == "torch"
-
-
-@pytest.mark.usefixtures("triton_runs")
-def test_a_winner_that_cannot_run_here_is_passed_over() -> None:
-    for winner in ("on_the_fly on cuda", "panel"):
-        tune.cache().put(request().key, winner, {winner: 1e-3})
-        chosen = choose(request())
-        assert (chosen.backend, chosen.tuned) == ("torch", False)
-
-
-@pytest.mark.usefixtures("triton_runs")
-def test_contenders_are_the_nearest_and_a_plain_one() -> None:
-    near = [c.name for c in contenders(request(), "1")]
-    assert len(near) in (3, 4)
-    assert any(name.endswith("on torch") for name in near)
-    assert near[:3] == [c.name for c in choose(request()).candidates if not c.reason][:3]
-    every = [c.name for c in contenders(request(), "full")]
-    assert len(every) == 5
-    assert set(near) <= set(every)
-    assert {c.backend for c in contenders(request(backend="triton"), "1")} == {"triton"}
-
-
-@pytest.mark.usefixtures("triton_runs")
-def test_compiled_kernels_are_timed_beside_triton_on_the_nearest_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    without = request().key
-    near = {c.name for c in contenders(request(), "1")}
-    monkeypatch.setattr("weit_kernels.cuda.why_not", lambda: "")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    _estimates.cache_clear()
-    now = {c.name for c in contenders(request(), "1")}
-    paths = {name.partition(" ")[0] for name in near}
-    assert now - near == {f"{path} on cuda" for path in ("templates_first", "panel") if path in paths}
-    assert near <= now
-    assert request().key != without  # what was timed without them does not count
-    _estimates.cache_clear()
-
-
-@pytest.mark.usefixtures("triton_runs")
-def test_the_operator_times_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's part on CPU tensors that claim to be on a GPU: the contest's timer is made up."""
-    from weit_kernels import choice
-    from weit_kernels.paths import PATHS
-
-    x, T, S = torch.randn(16, 12), torch.randn(2, 3, 4), torch.randn(2, 5, 3)
-    asked, contests = request(16, shape=KronShape(2, 5, 3, 3, 4, 15, 12), dtype=torch.float32), []
-
-    def contest(key, runs, truth, timer=None):
-        contests.append(set(runs))
-        plain = {name: run for name, run in runs.items() if name.endswith("torch")}
-        for run in plain.values():
-            assert tune.disagreement(run(), truth()) == ""
-            assert [tuple(t.shape) for t in run()] == [(16, 15), (16, 12), (2, 3, 4), (2, 5, 3)]
-        tune.cache().put(key, "panel on torch", dict.fromkeys(runs, 1.0))
-        return "panel on torch"
-
-    monkeypatch.setattr(tune, "contest", contest)
-    before = torch.get_rng_state()
-    chosen = choice._tuned(asked, choose(asked), choice.LinearCalls, x, T, S, 15, ())
-    assert torch.equal(torch.get_rng_state(), before)
-    assert (chosen.path, chosen.tuned, len(contests)) == ("panel", True, 1)
-    assert choice.module(chosen.path, chosen.backend) is PATHS["panel"]
-
-
-@pytest.mark.filterwarnings(
-    "ignore:weit. scalers_first"
-)  # its backward pass runs the other kernel, which is made wrong
-@pytest.mark.parametrize("train", [False, True])
-def test_interpreted_kernels_win_only_by_agreeing(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole contest, with the Triton kernels as they are; then with one of them wrong."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    if torch.cuda.is_available():
-        pytest.skip("Triton's interpreter is for machines without a GPU")
-    from weit_kernels import choice
-    from weit_kernels.triton import templates_first
-
-    monkeypatch.setenv("WEIT_TUNE", "full")
-    monkeypatch.setattr(tune, "cuda_timer", lambda run: 1.0 if run.args[0] is templates_first else 2.0 + bool(run()))
-    x, T, S = torch.randn(6, 12), torch.randn(2, 3, 4), torch.randn(2, 5, 3)
-    asked = request(6, shape=KronShape(2, 5, 3, 3, 4, 15, 12), dtype=torch.float32, train=train)
-
-    chosen = choice._tuned(asked, choose(asked), choice.LinearCalls, x, T, S, 15, ())
-    assert (chosen.path, chosen.backend, chosen.tuned) == ("templates_first", "triton", True)
-    timed = {c.name for c in chosen.candidates if c.timed is not None}
-    assert timed == {c.name for c in chosen.candidates if not c.reason}
-
-    honest = templates_first.linear
-    monkeypatch.setattr(templates_first, "linear", lambda *args: 1.001 * honest(*args))
-    with pytest.warns(RuntimeWarning, match="templates_first on triton is not used here: result 0 differs"):
-        again = choice._tuned(asked, choose(asked), choice.LinearCalls, x, T, S, 15, ())
-    assert (again.path, again.backend) != ("templates_first", "triton")
-
-
-@pytest.mark.parametrize("path", ["templates_first", "scalers_first", "on_the_fly", "panel"])
-def test_backends_run_what_the_planner_says_they_can(path: str) -> None:
-    """Linear, pointwise and other convolutions on every backend that does not refuse them, against the definition."""
-    from weit_kernels import kron_conv2d, kron_linear, reference
-    from weit_kernels.shapes import BACKENDS
-
-    x, T, S = torch.randn(2, 8, 3, 4), torch.randn(2, 3, 4, 1, 1), torch.randn(2, 2, 2)
-    rows = x.movedim(1, -1).reshape(-1, 8)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x, T, S, rows = (t.to(device) for t in (x, T, S, rows))
-    ran = 0
-    for backend in BACKENDS[1:]:
-        for kernel, stride, pointwise in ((), 1, True), ((1, 1), 1, True), ((1, 1), 2, False):
-            choice = {"path": path, "backend": backend}
-            refused = backends.why_not(path, backend, device, torch.float32, kernel=kernel, pointwise=pointwise)
-
-            def call(kernel=kernel, stride=stride, choice=choice):
-                if not kernel:
-                    return kron_linear(rows, T[..., 0, 0], S, **choice)
-                return kron_conv2d(x, T, S, stride=stride, **choice)
-
-            if refused:
-                with pytest.raises(RuntimeError, match="cannot run"):
-                    call()
-                continue
-            truth = (
-                reference.kron_conv(x, T, S, stride=stride) if kernel else reference.kron_linear(rows, T[..., 0, 0], S)
-            )
-            assert tune.disagreement([call()], [truth]) == ""
-            ran += 1
-    assert ran
-
-
-def test_a_fused_path_is_predicted_not_to_move_its_intermediate() -> None:
-    chosen = plan(65536, (4, 16, 16), (64, 64), torch.bfloat16, "cuda")
-    predicted = {(c.path, c.backend): c.seconds for c in chosen.candidates if not c.reason}
-    if ("templates_first", "triton") not in predicted:
-        pytest.skip("Triton is not installed")
-    for path in ("templates_first", "scalers_first"):
-        assert predicted[path, "triton"] < predicted[path, "torch"]
