@@ -123,48 +123,6 @@ std::tuple<Tensor, Tensor> factor_grads(
   return {total(need[0], dT), total(need[1], dS)};
 }
 
-// A panel's job; `taps` is how many numbers of W an output and an input share.
-Synth panel_job(const char *name, const Tensor &W, const Tensor &T, const Tensor &S, bool interleaved) {
-  Synth job{};
-  job.element = element_of(name, W);
-  check_factors(name, W, T, S);
-  TORCH_CHECK_VALUE(W.dim() >= 2 && W.is_contiguous(), name, " must be contiguous with shape (out, in, *kernel)");
-  set_factors(job, T, S);
-  job.out = W.size(0), job.in = W.size(1), job.interleaved = interleaved;
-  job.taps = W.numel() / std::max<int64_t>(1, job.out * job.in);
-  job.q = T.size(2) / std::max<int64_t>(1, job.taps);
-  TORCH_CHECK_VALUE(
-      W.numel() > 0 && job.q * job.taps == T.size(2) && job.out <= job.m * job.p && job.in <= job.n * job.q, name,
-      " has shape ", W.sizes(), ", which templates ", T.sizes(), " and scalers ", S.sizes(), " do not make");
-  return job;
-}
-
-void panel(const Tensor &T, const Tensor &S, const Tensor &W, bool interleaved, int64_t stream) {
-  Synth job = panel_job("panel", W, T, S, interleaved);
-  job.W = W.data_ptr();
-  check(synth(job, stream_of(stream)), "synth");
-}
-
-void panel_grads(
-    const Tensor &dW, const Tensor &T, const Tensor &S, const std::optional<Tensor> &dT,
-    const std::optional<Tensor> &dS, bool interleaved, int64_t stream) {
-  SynthGrads job{};
-  job.forward = panel_job("dweight", dW, T, S, interleaved);
-  const auto sums = [&dW](const char *name, const std::optional<Tensor> &grad, const Tensor &like) -> float * {
-    if (!grad) return nullptr;
-    TORCH_CHECK_VALUE(
-        grad->device() == dW.device() && grad->is_contiguous() && grad->numel() == like.numel(), name,
-        " must be contiguous on ", dW.device(), " with ", like.numel(), " numbers, got ", grad->sizes());
-    TORCH_CHECK_TYPE(grad->scalar_type() == at::kFloat, name, " must be float32, got ", grad->scalar_type());
-    return grad->data_ptr<float>();
-  };
-  job.dW = dW.const_data_ptr(), job.dT = sums("dT", dT, T), job.dS = sums("dS", dS, S);
-  job.scratch_bytes = synth_grads_scratch(job);
-  const Tensor scratch = at::empty({job.scratch_bytes}, dW.options().dtype(at::kByte));
-  job.scratch = scratch.data_ptr();
-  check(synth_grads(job, stream_of(stream)), "synth_grads");
-}
-
 }  // namespace
 
 TORCH_LIBRARY(weit_cuda, library) {
@@ -175,16 +133,10 @@ TORCH_LIBRARY(weit_cuda, library) {
   library.def(
       "weight_grads(Tensor dy, Tensor x, Tensor templates, Tensor scalers, bool[] need, int stream) "
       "-> (Tensor, Tensor)");
-  library.def("synth(Tensor templates, Tensor scalers, Tensor(a!) panel, bool interleaved, int stream) -> ()");
-  library.def(
-      "synth_grads(Tensor dweight, Tensor templates, Tensor scalers, Tensor(a!)? dT, Tensor(b!)? dS, bool interleaved, "
-      "int stream) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(weit_cuda, CUDA, library) {
   library.impl("few_rows", chain<few_rows>);
   library.impl("templates_first", chain<templates_first>);
   library.impl("weight_grads", factor_grads);
-  library.impl("synth", panel);
-  library.impl("synth_grads", panel_grads);
 }

@@ -24,15 +24,17 @@ namespace weit::cuda {
 using TensorMap = CUtensorMap;
 
 // One axis of a tensor of 16-bit elements: its size, its stride in elements (of the first axis 1), and how much of it
-// a box holds. A box's first axis is 64 long at most: 128 bytes, a row of shared memory.
+// a box holds. A permuted box's first axis is 64 long at most: 128 bytes, a row of shared memory.
 struct Axis {
   int64_t size, stride;
   int box;
 };
 
-// What load_box() needs to know. cudaErrorNotSupported where the driver does not take the alignment or the sizes.
+// What load_box(), which permutes, and store_box(), which does not, need to know. cudaErrorNotSupported where the driver
+// does not take the alignment or the sizes.
 template <int RANK>
-cudaError_t make_tensor_map(TensorMap &map, Element element, const void *base, const Axis (&axes)[RANK]) {
+cudaError_t make_tensor_map(
+    TensorMap &map, Element element, const void *base, const Axis (&axes)[RANK], bool permuted = true) {
   static const auto encode = [] {  // looked up, so that nothing has to be linked with the driver
     void *function = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -50,7 +52,7 @@ cudaError_t make_tensor_map(TensorMap &map, Element element, const void *base, c
   const auto type = element == kHalf ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUresult result = encode(
       &map, type, RANK, const_cast<void *>(base), sizes, strides + 1, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      permuted ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorNotSupported;
 }
 
@@ -111,7 +113,18 @@ __device__ __forceinline__ void load_box(
       : "memory");
 }
 
-// What this thread stored to shared memory can be read by products of warpgroups that start after a barrier.
+// Copies a box to global memory in the background, but for what is outside the tensor. `from` is a multiple of 128 bytes.
+__device__ __forceinline__ void store_box(const void *from, const TensorMap &map, int c0, int c1, int c2) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+               "r"(shared_address(from)), "r"(c0), "r"(c1), "r"(c2)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Until the boxes that this thread stored have been read, and shared memory may be used again or end.
+__device__ __forceinline__ void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+// What this thread wrote to shared memory can be read by products and copies of boxes that start after a barrier.
 __device__ __forceinline__ void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // __syncthreads() for `count` threads; `id` 1 to 15.

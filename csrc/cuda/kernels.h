@@ -36,33 +36,10 @@ struct WeightGrads {
   Splits splits;  // what weight_grads_splits() said
 };
 
-// W (out, in, taps) = sum_t kron(S_t, T_t), or kron(T_t, S_t) when interleaved; T is (N, p, q, taps), all axes after q
-// dense: T_k is the stride of (k, tap) taken together.
-struct Synth {
-  Element element;
-  int64_t N, m, n, p, q, taps, out, in;
-  const void *T, *S;
-  void *W;
-  int64_t T_t, T_a, T_k, S_t, S_i, S_j;
-  bool interleaved;
-};
-
-// dT (N, p, q, taps) and dS (N, m, n), float32 and contiguous, each where not null: added to, from dW (out, in, taps).
-struct SynthGrads {
-  Synth forward;  // its W is not read
-  const void *dW;
-  float *dT, *dS;
-  void *scratch;  // partial sums: as many bytes as synth_grads_scratch() says, or more
-  int64_t scratch_bytes;
-};
-
 // Every call returns what the runtime says; cudaErrorNotSupported where no kernel fits the sizes or the device.
 cudaError_t few_rows(const Chain &chain, cudaStream_t stream);
 cudaError_t templates_first(const Chain &chain, cudaStream_t stream);
 Splits weight_grads_splits(const WeightGrads &job);  // how many fill the current device
 cudaError_t weight_grads(const WeightGrads &job, cudaStream_t stream);
-cudaError_t synth(const Synth &job, cudaStream_t stream);
-int64_t synth_grads_scratch(const SynthGrads &job);
-cudaError_t synth_grads(const SynthGrads &job, cudaStream_t stream);
 
 }  // namespace weit::cuda

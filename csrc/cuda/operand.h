@@ -3,6 +3,8 @@
 // 32); the highest two bits say whether rows of 128 bytes are permuted (1) or 8 x 8 numbers are together (0). Of an
 // operand that lies transposed, in rows of 128 bytes, the first step is to the next 64 of its rows, the second to the
 // next 8 inner numbers.
+//
+// For blocks on their own: in a cluster, addresses hold the block's rank from bit 24 on, which would have to be masked.
 #pragma once
 
 #include <ptx.h>

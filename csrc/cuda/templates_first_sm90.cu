@@ -7,13 +7,14 @@
 // type where it is (regroup.h) and, whenever 16 of (j,t) are together, multiply it by S. Both sums are registers. So x
 // comes from the L2 cache once for 2 ROWS template rows and each TEMPLATES templates; y is written once.
 //
-// Bytes from the L2 cache, not products, should bound it where COLUMNS is small: 8 KiB for 2 COLUMNS x 64 x 64
-// products. No GPU has run it yet.
+// Bytes from the L2 cache, not products, seem to bound it where COLUMNS is small: 8 KiB for 2 COLUMNS x 64 x 64
+// products. Where COLUMNS is 96 and there are many scaler columns, an H100 reached 700 TFLOP/s.
 #include <hopper.h>
 #include <launch.h>
 #include <wgmma.h>
 
 #include "regroup.h"
+#include "result_sm90.h"
 
 namespace weit::cuda {
 namespace {
@@ -25,17 +26,20 @@ constexpr int kMostStages = 12, kLeastStages = 3;
 constexpr int kBarrierBytes = 8 * (2 * kMostStages + 2);
 
 struct Job {
-  TensorMap x, T;  // axes (k, j, b) and (k, a % kPaired, t, a / kPaired)
-  Chain chain;
-  int tiles, token_blocks, a_blocks;
-  int scaler_steps, template_steps, depth_steps, stages;
-  bool y_runs;  // aligned for it
+  TensorMap x, T, y;  // axes (k, j, b), (k, a % kPaired, t, a / kPaired) and (a, b, i)
+  Chain chain;        // but for the bias
+  const void *bias;
+  int token_blocks, a_blocks, places;
+  int units, unit_tiles;
+  int scaler_steps, template_steps, depth_steps, stages, shared_bytes;
+  bool y_boxes, y_runs;  // aligned for it
 };
 
 template <class E, int TEMPLATES, int ROWS, int SCALER_ROWS>
 struct Tile {
   using Element = E;
   using Order = Regroup<TEMPLATES>;
+  using Output = Result<E, ROWS, SCALER_ROWS>;
   static constexpr int kTemplates = TEMPLATES, kRows = ROWS, kScalerRows = SCALER_ROWS;  // of a warpgroup
   static constexpr int kColumns = TEMPLATES * ROWS;
   static constexpr int kTBytes = 2 * kColumns * kDepth * 2;  // for both warpgroups, TEMPLATES templates, kDepth of k
@@ -56,41 +60,49 @@ struct Slot {
 // when every consuming warp is done with it; the templates likewise.
 template <class Tile>
 struct Shared {
-  char *stages, *T, *S;
+  char *stages, *T, *y, *S, *bias;
   uint64_t *full, *empty, *T_full, *T_empty;
 
   __device__ explicit Shared(const Job &job) {
     stages = shared_memory();
     T = stages + job.stages * kStageBytes;
-    S = T + job.template_steps * job.depth_steps * Tile::kTBytes;
-    full = reinterpret_cast<uint64_t *>(S + job.template_steps * job.scaler_steps * Tile::kSBytes);
+    y = T + job.template_steps * job.depth_steps * Tile::kTBytes;
+    S = y + job.y_boxes * Tile::Output::kBytes;
+    bias = S + job.template_steps * job.scaler_steps * Tile::kSBytes;
+    full = reinterpret_cast<uint64_t *>(bias + Tile::Output::kBiasBytes);
     empty = full + kMostStages, T_full = empty + kMostStages, T_empty = T_full + 1;
   }
 };
 
-// The tiles of a block, 64 tokens each: all those of one place (a0, i0), then the next place's.
+// The tiles of a block, 64 tokens each. The work is cut into units: some tiles of one place (a0, i0). Blocks take units
+// in turn and neighbouring units differ in their place alone, so that the tokens that blocks read at one time are the
+// same: x comes from memory once, and the short runs of y that they write meet in the L2 cache.
 template <class Tile>
 struct Tiles {
   const Job &job;
-  int index, begin, end;
+  int unit, first, token, end;
 
-  __device__ explicit Tiles(const Job &job) : job(job) {
-    begin = index = int(int64_t(job.tiles) * blockIdx.x / gridDim.x);
-    end = int(int64_t(job.tiles) * (blockIdx.x + 1) / gridDim.x);
+  __device__ explicit Tiles(const Job &job) : job(job), unit(blockIdx.x) { open(); }
+  __device__ void open() {
+    first = token = unit / job.places * job.unit_tiles;
+    end = min(first + job.unit_tiles, job.token_blocks);
   }
-  __device__ int place() const { return index / job.token_blocks; }
-  __device__ int a0() const { return place() % job.a_blocks * 2 * Tile::kRows; }
-  __device__ int i0() const { return place() / job.a_blocks * Tile::kScalerRows; }
-  __device__ int first_token() const { return index % job.token_blocks * kTokens; }
-  __device__ bool opens_place() const { return index == begin || index % job.token_blocks == 0; }
-  __device__ bool ends_place() const { return index + 1 == end || (index + 1) % job.token_blocks == 0; }
+  __device__ bool more() const { return unit < job.units; }
+  __device__ void advance() {
+    if (++token == end) unit += gridDim.x, open();
+  }
+  __device__ int a0() const { return unit % job.places % job.a_blocks * 2 * Tile::kRows; }
+  __device__ int i0() const { return unit % job.places / job.a_blocks * Tile::kScalerRows; }
+  __device__ int first_token() const { return token * kTokens; }
+  __device__ bool opens_place() const { return token == first; }
+  __device__ bool ends_place() const { return token + 1 == end; }
 };
 
 template <class Tile>
 __device__ __forceinline__ void produce(const Job &job, const Shared<Tile> &shared) {
   Slot slot;
   uint32_t T_round = 0;
-  for (Tiles<Tile> tiles(job); tiles.index < tiles.end; ++tiles.index) {
+  for (Tiles<Tile> tiles(job); tiles.more(); tiles.advance()) {
     if (tiles.opens_place()) {
       barrier_wait(shared.T_empty, T_round ^ 1), T_round ^= 1;
       barrier_expect(shared.T_full, job.template_steps * job.depth_steps * Tile::kTBytes);
@@ -171,19 +183,16 @@ __device__ __forceinline__ void consume(const Job &job, const Shared<Tile> &shar
   float sum[Tile::kRows][Tile::kScalerRows / 8][4], z[Tile::kColumns / 8][4];
   uint32_t left[Tile::kRows][4];
 
-  for (Tiles<Tile> tiles(job); tiles.index < tiles.end; ++tiles.index) {
+  for (Tiles<Tile> tiles(job); tiles.more(); tiles.advance()) {
     if (tiles.opens_place()) {
       sync_threads(1, kConsumers);  // nobody reads the scalers before any more
       load_scalers<Tile>(job, shared.S, tiles.i0());
+      Tile::Output::load_bias(job.chain, job.bias, shared.bias, tiles.i0(), tiles.a0());
       show_to_products();
       sync_threads(1, kConsumers);
       barrier_wait(shared.T_full, T_round), T_round ^= 1;
     }
-#pragma unroll
-    for (auto &row : sum)
-#pragma unroll
-      for (auto &tile : row) tile[0] = tile[1] = tile[2] = tile[3] = 0;
-
+    Tile::Output::start(sum, shared.bias, group, lane);
     const char *S = shared.S;
     for (int step = 0; step < job.scaler_steps; ++step) {
       const char *T = shared.T + group * (Tile::kTBytes / 2);
@@ -204,10 +213,15 @@ __device__ __forceinline__ void consume(const Job &job, const Shared<Tile> &shar
       }
     }
     if (tiles.ends_place() && lane == 0) barrier_arrive(shared.T_empty);
-    const int64_t b = tiles.first_token() + warp * 16 + lane / 4;
-    store_result<E>(
-        job.chain, sum, b, tiles.i0() + lane % 4 * 2, tiles.a0() + group * Tile::kRows, job.y_runs);
+    if (job.y_boxes) {
+      Tile::Output::store(job.y, shared.y, sum, 1, tiles.a0(), tiles.i0(), tiles.first_token());
+    } else {
+      const int64_t b = tiles.first_token() + warp * 16 + lane / 4;
+      store_result<E>(
+          job.chain, sum, b, tiles.i0() + lane % 4 * 2, tiles.a0() + group * Tile::kRows, job.y_runs);
+    }
   }
+  if (threadIdx.x == 0) stores_wait();
 }
 
 template <class Tile>
@@ -234,6 +248,17 @@ __global__ void __launch_bounds__(WEIT_SM90A_THREADS(kThreads), 1) kernel(const 
 #endif
 }
 
+// Cuts the work such that the last block to end does so as early as possible. A unit costs one tile more, about what the
+// templates and scalers of its place take.
+void set_units(Job &job, const Device &device) {
+  int64_t least = INT64_MAX;
+  for (int tiles = 1; tiles <= min(job.token_blocks, 1024); ++tiles) {
+    const int64_t units = blocks_of(job.token_blocks, tiles) * job.places;
+    const int64_t time = blocks_of(units, device.processors) * (tiles + 1);
+    if (time < least) least = time, job.units = int(units), job.unit_tiles = tiles;
+  }
+}
+
 template <class E, int TEMPLATES, int ROWS, int SCALER_ROWS>
 cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
   using Shape = Tile<E, TEMPLATES, ROWS, SCALER_ROWS>;
@@ -241,20 +266,30 @@ cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
   if (chain.p % Order::kPaired) return cudaErrorNotSupported;
   const auto steps = [](int64_t size, int step) { return int(blocks_of(size, step)); };
   Job job{};
-  job.chain = chain;
+  job.chain = chain, job.bias = chain.bias, job.chain.bias = nullptr;
   job.token_blocks = steps(chain.M, kTokens), job.a_blocks = steps(chain.p, 2 * ROWS);
-  const int64_t tiles = int64_t(job.token_blocks) * job.a_blocks * steps(chain.m, SCALER_ROWS);
-  if (tiles > INT32_MAX) return cudaErrorNotSupported;
-  job.tiles = int(tiles), job.scaler_steps = steps(chain.n, Order::kScalers);
+  job.places = job.a_blocks * steps(chain.m, SCALER_ROWS);
+  if (int64_t(job.token_blocks) * job.places > INT32_MAX) return cudaErrorNotSupported;
+  set_units(job, device);
+  job.scaler_steps = steps(chain.n, Order::kScalers);
   job.template_steps = steps(chain.N, TEMPLATES), job.depth_steps = steps(chain.q, kDepth);
-  job.y_runs = runs_aligned(chain, run_of(ROWS));
+  const auto whole = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  job.y_boxes = chain.out == chain.m * chain.p && chain.p % 8 == 0 && whole(chain.y);
+  job.y_runs = runs_aligned(job.chain, run_of(ROWS));
 
-  const int64_t resident =
-      job.template_steps * (int64_t(job.depth_steps) * Shape::kTBytes + int64_t(job.scaler_steps) * Shape::kSBytes);
-  const int64_t stages = (device.shared_bytes - kBarrierBytes - resident) / kStageBytes;
+  const auto stages_beside = [&](bool y_boxes) {
+    const int64_t resident =
+        job.template_steps *
+            (int64_t(job.depth_steps) * Shape::kTBytes + int64_t(job.scaler_steps) * Shape::kSBytes) +
+        y_boxes * Shape::Output::kBytes + Shape::Output::kBiasBytes + kBarrierBytes;
+    job.shared_bytes = int(min(resident, int64_t(device.shared_bytes)));
+    return (device.shared_bytes - resident) / kStageBytes;
+  };
+  if (job.y_boxes && stages_beside(true) < kLeastStages) job.y_boxes = false;
+  const int64_t stages = stages_beside(job.y_boxes);
   if (stages < kLeastStages) return cudaErrorNotSupported;
   job.stages = int(min(stages, int64_t(kMostStages)));
-  const int shared_bytes = int(resident) + job.stages * kStageBytes + kBarrierBytes;
+  job.shared_bytes += job.stages * kStageBytes;
 
   const Axis x_axes[] = {{chain.q, 1, kDepth}, {chain.n, chain.q, 1}, {chain.M, chain.in, kTokens}};
   const Axis T_axes[] = {
@@ -264,9 +299,14 @@ cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
       {chain.p / Order::kPaired, Order::kPaired * chain.T_a, 2 * ROWS / Order::kPaired}};
   if (const auto error = make_tensor_map(job.x, chain.element, chain.x, x_axes)) return error;
   if (const auto error = make_tensor_map(job.T, chain.element, chain.T, T_axes)) return error;
+  if (job.y_boxes) {
+    const Axis y_axes[] = {
+        {chain.p, 1, 2 * ROWS}, {chain.M, chain.out, kTokens}, {chain.m, chain.p, SCALER_ROWS}};
+    if (const auto error = make_tensor_map(job.y, chain.element, chain.y, y_axes, false)) return error;
+  }
   if (!built_for_sm90a(kernel<Shape>, kThreads)) return cudaErrorNotSupported;
-  const unsigned blocks = min(job.tiles, device.processors);
-  return launch(kernel<Shape>, {dim3(blocks), kThreads, shared_bytes}, stream, job);
+  const unsigned blocks = min(job.units, device.processors);
+  return launch(kernel<Shape>, {dim3(blocks), kThreads, job.shared_bytes}, stream, job);
 }
 
 // Tiles by the scaler rows and templates that they hold, with as many template rows as fit. For each of them the sums

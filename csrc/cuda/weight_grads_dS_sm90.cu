@@ -9,7 +9,7 @@
 // leave their registers; at the end the sums of all warps are added up in shared memory, in a fixed order.
 //
 // A token takes N n p q multiply-adds for Z, as many as dT, and N n p m for the second product, or 16 / n times as many
-// where n is less than 16. No GPU has run it yet.
+// where n is less than 16.
 #include <hopper.h>
 #include <wgmma.h>
 

@@ -7,7 +7,7 @@
 // a product with 16 rows of x, as they lie: so V is rounded where it is and never leaves its registers. With fewer than
 // 8 scaler columns several tokens share the 8, and S has zeros where their tokens differ.
 //
-// A token and a scaler column take TEMPLATES (m + COLUMNS) multiply-adds of each template row. No GPU has run it yet.
+// A token and a scaler column take TEMPLATES (m + COLUMNS) multiply-adds of each template row.
 #include <hopper.h>
 #include <wgmma.h>
 

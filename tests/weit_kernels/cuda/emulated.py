@@ -38,7 +38,6 @@ def build(folder: Path, name: str, *sources: Path, compile_flags: Any = (), link
     subprocess.run([compiler(), "-shared", *objects, *link_flags, "-o", file], check=True)
     library = ctypes.CDLL(str(file))
     library.emulator_error.restype = ctypes.c_char_p
-    library.emulated_synth_grads_scratch.restype = ctypes.c_int64
     library.emulated_weight_grads_splits.restype = Splits
     return library
 
@@ -69,16 +68,6 @@ class WeightGrads(ctypes.Structure):
         *_fields("int: element, int64: M N m n p q inn out, pointer: dy x T S dT dS, int64: T_t T_a T_k S_t S_i S_j"),
         ("splits", Splits),
     ]
-
-
-class Synth(ctypes.Structure):
-    _fields_ = _fields(
-        "int: element, int64: N m n p q taps out inn, pointer: T S W, int64: T_t T_a T_k S_t S_i S_j, bool: interleaved"
-    )
-
-
-class SynthGrads(ctypes.Structure):
-    _fields_ = [("forward", Synth), *_fields("pointer: dW dT dS scratch, int64: scratch_bytes")]
 
 
 @dataclass(frozen=True)

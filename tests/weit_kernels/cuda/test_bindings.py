@@ -18,7 +18,6 @@ from torch.utils import cpp_extension
 from tests.weit_kernels.cases import (
     CASES,
     DTYPES,
-    LAYOUTS,
     RAGGED,
     Case,
     assert_as_good_as_dense,
@@ -26,13 +25,12 @@ from tests.weit_kernels.cases import (
 )
 from tests.weit_kernels.cuda import emulated
 from tests.weit_kernels.triton.direct import operator
-from weit_kernels import cuda, reference
+from weit_kernels import cuda
 from weit_kernels.paths import PATHS
-from weit_kernels.paths.convolution import ConvArgs
 
 BINDINGS = emulated.ROOT / "csrc" / "bindings_cuda.cpp"
 TORCH_INCLUDES = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
-NAMES = ("few_rows", "templates_first", "weight_grads", "synth", "synth_grads")
+NAMES = ("few_rows", "templates_first", "weight_grads")
 SMALL = [case for case in CASES if case.lead and len(case.lead) == 1]
 
 
@@ -89,14 +87,12 @@ def no_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "MOST_ROWS", 0)
 
 
-@pytest.mark.parametrize("path", ["templates_first", "panel"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", emulated.ELEMENTS, ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-def test_linear(backend, case: Case, dtype: torch.dtype, layout: str, path: str) -> None:
-    function = operator(backend.PATHS[path], case.out_features, layout)
+def test_linear(backend, case: Case, dtype: torch.dtype) -> None:
+    function = operator(backend.PATHS["templates_first"], case.out_features)
     slack = 3.0 if dtype == torch.float32 else 2.0  # gradients of float32 are plain torch's here, in its order of sums
-    assert_as_good_as_dense(function, reference_linear(case, layout), case.operands(dtype), slack)
+    assert_as_good_as_dense(function, reference_linear(case, "block"), case.operands(dtype), slack)
 
 
 @pytest.mark.usefixtures("no_few_rows")
@@ -107,26 +103,11 @@ def test_many_rows(backend, case: Case, dtype: torch.dtype) -> None:
     assert_as_good_as_dense(function, reference_linear(case, "block"), case.operands(dtype))
 
 
-@pytest.mark.parametrize(("groups", "layout"), [(1, "block"), (2, "block"), (2, "interleaved")])
-def test_convolution_by_panels(backend, groups: int, layout: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    T, S, b = (torch.randn(*s, generator=generator) for s in ((3, 4, 5, 3, 3), (3, 2, 2), (8,)))
-    x = torch.randn(2, groups * 10, 6, 5, generator=generator)
-    settings = ConvArgs((1, 1), (1, 1), (1, 1), groups, layout)
-    function = operator(backend.PATHS["panel"], 8, conv=settings)
-
-    def dense(x, T, S, b):
-        return reference.kron_conv(x, T, S, b, out_channels=8, padding=1, groups=groups, layout=layout)
-
-    assert_as_good_as_dense(function, dense, [x, T, S, b])
-
-
 @pytest.mark.parametrize("need", [[True, False, False], [False, True, False], [False, False, True], [False] * 3])
-@pytest.mark.parametrize("path", ["templates_first", "panel"])
-def test_only_what_is_needed(backend, path: str, need: list[bool]) -> None:
+def test_only_what_is_needed(backend, need: list[bool]) -> None:
     x, T, S, _ = RAGGED.operands(torch.bfloat16)
     dy = torch.randn(x.shape[0], RAGGED.out_features).bfloat16()
-    assert [g is not None for g in backend.PATHS[path].linear_backward(dy, x, T, S, need)] == need
+    assert [g is not None for g in backend.PATHS["templates_first"].linear_backward(dy, x, T, S, need)] == need
 
 
 @pytest.mark.parametrize(
@@ -150,14 +131,3 @@ def test_what_would_be_read_out_of_bounds_is_refused(backend, change, error: typ
 def test_sizes_without_a_kernel_say_so(backend) -> None:
     with pytest.raises(NotImplementedError, match="templates_first has no CUDA kernel"):
         torch.ops.weit_cuda.templates_first.default(*RAGGED.operands(torch.float32), RAGGED.out_features, 0)
-
-
-def test_panels_and_their_gradients_are_checked(backend) -> None:
-    _, T, S, _ = RAGGED.operands(torch.float32)
-    with pytest.raises(ValueError, match=r"panel has shape .* do not make"):
-        torch.ops.weit_cuda.synth.default(T, S, torch.empty(500, 3), False, 0)
-    panel = torch.empty(RAGGED.out_features, RAGGED.in_features)
-    with pytest.raises(ValueError, match="dT must be contiguous"):
-        torch.ops.weit_cuda.synth_grads.default(panel, T, S, torch.zeros(3), None, False, 0)
-    with pytest.raises(TypeError, match="dS must be float32"):
-        torch.ops.weit_cuda.synth_grads.default(panel, T, S, None, S.double(), False, 0)

@@ -6,13 +6,11 @@ import torch
 from tests.weit_kernels.cases import (
     CASES,
     DTYPES,
-    LAYOUTS,
     Case,
     assert_as_good_as_dense,
     reference_linear,
-    relative_error,
 )
-from weit_kernels import cuda, kron_conv2d, kron_linear
+from weit_kernels import cuda, kron_linear
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,20 +28,18 @@ LARGE = [
 ]
 
 
-def ours(case: Case, path: str, layout: str = "block"):
+def ours(case: Case):
     def function(x, T, S, b):
-        return kron_linear(x, T, S, b, out_features=case.out_features, layout=layout, path=path, backend="cuda")
+        return kron_linear(x, T, S, b, out_features=case.out_features, path="templates_first", backend="cuda")
 
     return function
 
 
-@pytest.mark.parametrize("path", ["templates_first", "panel"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", NARROW.values(), ids=NARROW.keys())
 @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=lambda case: case.name)
-def test_matches_the_reference(case: Case, dtype: torch.dtype, layout: str, path: str) -> None:
+def test_matches_the_reference(case: Case, dtype: torch.dtype) -> None:
     operands = [t.cuda() for t in case.operands(dtype)]
-    assert_as_good_as_dense(ours(case, path, layout), reference_linear(case, layout), operands)
+    assert_as_good_as_dense(ours(case), reference_linear(case, "block"), operands)
 
 
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
@@ -51,7 +47,7 @@ def test_every_run_gives_the_same(case: Case) -> None:
     leaves = [t.cuda().requires_grad_() for t in case.operands(torch.bfloat16)]
 
     def run() -> list[torch.Tensor]:
-        y = ours(case, "templates_first")(*leaves)
+        y = ours(case)(*leaves)
         return [y.detach(), *torch.autograd.grad(y.float().square().mean(), leaves[1:3])]
 
     for first, second in zip(run(), run(), strict=True):
@@ -62,7 +58,7 @@ def test_kernels_of_one_stream_wait_for_each_other() -> None:
     """Few rows start early: a chain of layers must still read what the layer before wrote."""
     case = Case("square", (1,), 4, 16, 16, 64, 64)
     x, T, S, b = (t.cuda() for t in case.operands(torch.float16))
-    layer = ours(case, "templates_first")
+    layer = ours(case)
     y = z = x
     for _ in range(20):
         y = layer(y, T, S, b)
@@ -72,19 +68,11 @@ def test_kernels_of_one_stream_wait_for_each_other() -> None:
     assert torch.equal(y, z)
 
 
-def test_convolution_by_panels() -> None:
-    generator = torch.Generator().manual_seed(0)
-    T, S = (torch.randn(*s, generator=generator).cuda() for s in ((3, 16, 8, 3, 3), (3, 2, 4)))
-    x = torch.randn(2, 32, 14, 14, generator=generator).cuda()
-    y = kron_conv2d(x, T, S, padding=1, path="panel", backend="cuda")
-    assert relative_error(y, kron_conv2d(x, T, S, padding=1, path="panel", backend="torch")) < 1e-3
-
-
 def test_few_rows_in_a_captured_graph() -> None:
     """Launches that may start early, on two streams that fork and join."""
     case = Case("square", (1,), 4, 16, 16, 64, 64)
     x, T, S, b = (t.cuda() for t in case.operands(torch.float16))
-    layer = ours(case, "templates_first")
+    layer = ours(case)
     side = torch.cuda.Stream()
 
     def forked() -> torch.Tensor:
@@ -112,7 +100,7 @@ def test_many_rows_use_the_kernel_of_the_device() -> None:
     case = Case("aligned", (1024,), 4, 16, 16, 128, 128)
     operands = [t.cuda() for t in case.operands(torch.bfloat16)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        ours(case, "templates_first")(*operands)
+        ours(case)(*operands)
         torch.cuda.synchronize()
     names = " ".join(event.key for event in profile.key_averages())
     if torch.cuda.get_device_capability() == (9, 0):

@@ -7,9 +7,6 @@ WEAK cudaError_t few_rows(const Chain &, cudaStream_t);
 WEAK cudaError_t templates_first(const Chain &, cudaStream_t);
 WEAK Splits weight_grads_splits(const WeightGrads &);
 WEAK cudaError_t weight_grads(const WeightGrads &, cudaStream_t);
-WEAK cudaError_t synth(const Synth &, cudaStream_t);
-WEAK int64_t synth_grads_scratch(const SynthGrads &);
-WEAK cudaError_t synth_grads(const SynthGrads &, cudaStream_t);
 }  // namespace weit::cuda
 
 using namespace weit::cuda;
@@ -19,7 +16,4 @@ int emulated_few_rows(const Chain &job) { return few_rows(job, nullptr); }
 int emulated_templates_first(const Chain &job) { return templates_first(job, nullptr); }
 Splits emulated_weight_grads_splits(const WeightGrads &job) { return weight_grads_splits(job); }
 int emulated_weight_grads(const WeightGrads &job) { return weight_grads(job, nullptr); }
-int emulated_synth(const Synth &job) { return synth(job, nullptr); }
-int64_t emulated_synth_grads_scratch(const SynthGrads &job) { return synth_grads_scratch(job); }
-int emulated_synth_grads(const SynthGrads &job) { return synth_grads(job, nullptr); }
 }

@@ -29,10 +29,12 @@ struct alignas(64) TensorMap {
 };
 
 template <int RANK>
-cudaError_t make_tensor_map(TensorMap &map, Element, const void *base, const Axis (&axes)[RANK]) {
+cudaError_t make_tensor_map(
+    TensorMap &map, Element, const void *base, const Axis (&axes)[RANK], bool permuted = true) {
   map.base = static_cast<const char *>(base), map.rank = RANK;
   std::copy(axes, axes + RANK, map.axes);
-  bool good = reinterpret_cast<uintptr_t>(base) % 16 == 0 && axes[0].stride == 1 && axes[0].box == 64;
+  bool good = reinterpret_cast<uintptr_t>(base) % 16 == 0 && axes[0].stride == 1;
+  good &= permuted ? axes[0].box == 64 : axes[0].box % 8 == 0;
   for (int i = 0; i < RANK; ++i) good &= axes[i].size > 0 && axes[i].box > 0 && axes[i].box <= 256;
   for (int i = 1; i < RANK; ++i) good &= axes[i].stride % 8 == 0;
   return good ? cudaSuccess : cudaErrorNotSupported;
@@ -144,6 +146,38 @@ inline void load_box(void *to, const TensorMap &map, uint64_t *barrier, int c0, 
 }
 inline void load_box(void *to, const TensorMap &map, uint64_t *barrier, int c0, int c1, int c2, int c3) {
   load_box(to, map, barrier, std::vector<int>{c0, c1, c2, c3});
+}
+
+inline std::vector<std::function<void()>> stores_of_boxes;  // those that have not happened yet
+
+inline void store_box(const void *from, const TensorMap &map, int c0, int c1, int c2) {
+  const int begin[3] = {c0, c1, c2};
+  const auto &axes = map.axes;
+  const int length = axes[0].box * axes[1].box * axes[2].box;
+  const uint32_t start = emulator::shared_address(from);
+  emulator::shared_pointer(start, 2 * length);
+  if (start % 128 || map.rank != 3) emulator::fail("store_box: alignment or rank");
+  const auto copy = [=, &map] {
+    for (int cell = 0; cell < length; ++cell) {
+      bool inside = true;
+      int64_t offset = 0;
+      for (int i = 0, rest = cell; i < 3; rest /= map.axes[i++].box) {
+        const int64_t at = begin[i] + rest % map.axes[i].box;
+        inside &= at < map.axes[i].size;
+        offset += at * map.axes[i].stride;
+      }
+      if (inside) memcpy(const_cast<char *>(map.base) + 2 * offset, emulator::shared_pointer(start + 2 * cell, 2), 2);
+    }
+  };
+  if (emulator::settings.copies_late)
+    stores_of_boxes.push_back(copy);
+  else
+    copy();
+}
+
+inline void stores_wait() {
+  for (const auto &store : stores_of_boxes) store();
+  stores_of_boxes.clear();
 }
 
 inline void show_to_products() {}
