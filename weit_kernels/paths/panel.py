@@ -22,7 +22,6 @@ from weit_kernels.paths.blocks import (
     Cost,
     Product,
     accumulator,
-    add_product,
     rows_per_block,
     workspace,
 )
@@ -54,13 +53,17 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *, sy
     """``x (M, in)`` → ``(M, out)``."""
     if _is_small(T, S, synth):
         return F.linear(x, plain.whole_weight(T, S, out, x.shape[1], "block"), bias)
+    panels = list(_panels(T, S, out))
+    if len(panels) == 1:  # the library may then add the bias as it stores
+        return F.linear(x, panels[0].weight(T, S, x.shape[1], synth), bias)
     y = x.new_empty(x.shape[0], out)
-    for panel in _panels(T, S, out):
+    for panel in panels:
         weight = panel.weight(T, S, x.shape[1], synth)
         if bias is None:
             torch.mm(x, weight.t(), out=y[:, panel.out])
         else:
             torch.addmm(bias[panel.out], x, weight.t(), out=y[:, panel.out])
+        del weight  # before the next is made
     return y
 
 
@@ -72,20 +75,17 @@ def linear_backward(
         dx = dy @ plain.whole_weight(T, S, dy.shape[1], x.shape[1], "block") if need[0] else None
         dT, dS = plain.whole_gradients(dy.t() @ x, T, S, need[1:], "block") if any(need[1:]) else (None, None)
         return dx, dT, dS
-    dx = None
+    # The adjoint is the same layer with transposed factors; its panels of columns of W need no sums of parts of dx.
+    dx = linear(dy, T.mT.contiguous(), S.mT.contiguous(), None, x.shape[1], synth=synth) if need[0] else None
+    if not any(need[1:]):
+        return dx, None, None
     factors = _FactorGrads(T, S, need, synth)
     for panel in _panels(T, S, dy.shape[1]):
         dy_part = dy[:, panel.out]
-        if need[0]:
-            weight = panel.weight(T, S, x.shape[1], synth)
-            if dx is None:
-                dx = (dy_part @ weight).to(torch.promote_types(x.dtype, torch.float32))
-            else:
-                add_product(dx, dy_part, weight)
-        if need[1] or need[2]:
-            dweight = workspace("panel", x, dy_part.shape[1], x.shape[1])
-            factors.add(panel, torch.mm(dy_part.t(), x, out=dweight))
-    return None if dx is None else dx.to(x.dtype), *factors.result()
+        dweight = torch.mm(dy_part.t(), x, out=workspace("panel", x, dy_part.shape[1], x.shape[1]))
+        factors.add(panel, dweight)
+        del dweight  # before the next is made
+    return dx, *factors.result()
 
 
 def conv(
@@ -113,15 +113,18 @@ def conv_backward(
         dT, dS = plain.whole_gradients(dweight, T, S, need[1:], args.layout)
         return dx, dT, dS
     dx = None
-    factors = _FactorGrads(T, S, need, synth)
-    for panel in _panels(T, S, dy.shape[1], args):
+    factors, panels = _FactorGrads(T, S, need, synth), list(_panels(T, S, dy.shape[1], args))
+    for panel in panels:
         weight = panel.weight(T, S, x.shape[1] // args.groups, synth)
         dy_part = dy[:, panel.out].contiguous()
         dx_part, dweight = conv_gradients(dy_part, x, weight, args, [need[0], need[1] or need[2]])
-        if dx_part is not None:
-            dx = dx_part.to(torch.promote_types(x.dtype, torch.float32)) if dx is None else dx.add_(dx_part)
+        if dx_part is not None and dx is not None:
+            dx.add_(dx_part)
+        elif dx_part is not None:
+            dx = dx_part if len(panels) == 1 else dx_part.to(torch.promote_types(x.dtype, torch.float32))
         if dweight is not None:
             factors.add(panel, dweight)
+        del weight, dweight  # before the next are made
     return None if dx is None else dx.to(x.dtype), *factors.result()
 
 

@@ -57,6 +57,7 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Te
         torch.mm(u.view(-1, N * q), columns, out=y[b].view(-1, p))
         if bias is not None:
             y[b] += bias
+        del u  # before the next is made
     return y[:, :out].contiguous()
 
 
@@ -82,6 +83,7 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
                 torch.bmm(mix.mT.expand(x_b.shape[0], -1, -1), du, out=dx[b])
             if dmix is not None:
                 dmix += torch.bmm(du, x_b.mT).sum(0, dtype=dmix.dtype)
+        del u, du  # before the next are made
     dx = None if dx is None else dx.view(M, n * q)[:, :inn].contiguous()
     return dx, _template_grad(dcolumns, T), _scaler_grad(dmix, S)
 

@@ -56,6 +56,7 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Te
         z = workspace("block", x, x_rows.shape[0], N * p)
         torch.mm(x_rows, rows_of_T.t(), out=z)
         _mix_into(y[b], mix, z.view(-1, n * N, p), bias)
+        del z  # before the next is made
     return y.view(M, m * p)[:, :out].contiguous()
 
 
@@ -81,6 +82,7 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
         if dmix is not None:
             torch.mm(x_rows, rows_of_T.t(), out=z)
             dmix += torch.bmm(dy_b, z.view(-1, n * N, p).mT).sum(0, dtype=dmix.dtype)
+        del v, z  # before the next are made
     return _cut(dx, inn), _template_grad(dT, T), _scaler_grad(dmix, S)
 
 
