@@ -41,6 +41,7 @@ def conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Reque
 # What runs for sizes that were seen before: planning again would cost small layers more than their products.
 _CHOSEN: dict[Any, ModuleType] = {}
 _MOST_CHOSEN = 4096
+FEW_ROWS = 64
 # Keys whose contest had no winner: it is not held again for every new number of rows.
 _UNTUNED: set[str] = set()
 
@@ -89,7 +90,9 @@ def _tuned(
         return plan
     runs = {c.name: partial(made, module(c.path, c.backend)) for c in near}
     plain = choose(replace(request, path="auto", backend="torch"))
-    if tune.contest(request.key, runs, partial(made, module(plain.path, "torch"))):
+    # Few rows take less time than their launches, which is what callers wait for.
+    timer = tune.calls_timer if request.rows <= FEW_ROWS and not request.train else tune.cuda_timer
+    if tune.contest(request.key, runs, partial(made, module(plain.path, "torch")), timer):
         return choose(request)
     _UNTUNED.add(request.key)
     return plan

@@ -11,10 +11,10 @@ from weit_kernels import cpp, tune
 from weit_kernels.backends import pairs, require_runnable, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
-from weit_kernels.rates import GpuRates, Rates, compiled_unproven, rates_for
+from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
 from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape
 
-NEAREST = 3  # how many candidates WEIT_TUNE=1 times
+NEAREST = 4  # how many candidates WEIT_TUNE=1 times
 ROWS_PER_TILE = 128  # on_the_fly makes a weight tile again for so many rows
 
 
@@ -53,7 +53,7 @@ class Request:
         dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
         phases, choice = "train" if self.train else "infer", f"{self.path} {self.backend}"
         # What was timed without the compiled kernels says nothing of them.
-        built = "without" if why_not("panel", "cuda", self.device.type, self.dtype) else "with"
+        built = "without" if why_not("templates_first", "cuda", self.device.type, self.dtype) else "with"
         return tune.key("paths", self.device, sizes, conv, rows, dtype, phases, choice, f"{built} compiled kernels")
 
 
@@ -200,11 +200,8 @@ def contenders(request: Request, mode: str) -> list[Candidate]:
     able = [c for c in _candidates(request)[0] if not c.reason and request.allows(c.path, c.backend)]
     if mode == "full":
         return able
-    # Predictions do not tell the fused backends apart, so one of them stands for a path, and all of them are timed.
-    near = [c for c in able if c.backend != "cuda" or request.backend == "cuda"][:NEAREST]
-    twins = [c for c in able if c.backend == "cuda" and c.path in {c.path for c in near}]
-    plain = [c for c in able if c.backend == "torch"][:1]
-    return [c for c in able if c in near + twins + plain]
+    plain = next((c for c in able if c.backend == "torch"), None)
+    return [c for i, c in enumerate(able) if i < NEAREST or c is plain]
 
 
 def cost(request: Request, path: str, phase: str) -> Cost:
@@ -293,7 +290,7 @@ def _estimates(
                     rates.seconds(
                         work(r, path, phase, rates.columns),
                         r.dtype.itemsize,
-                        _fused(path, backend, phase),
+                        REACHED.get((path, backend), 0.0) if _fused(path, backend, phase) else 0.0,
                         moved,
                     )
                     for phase, moved in zip(phases, (compulsory, 2 * compulsory), strict=False)

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def contest(
     key: str,
     candidates: Mapping[str, Callable[[], Results]],
     truth: Callable[[], Results],
-    timer: Callable[[Callable[[], object]], float] | None = None,
+    timer: Callable[[Callable[[], object]], float],
 ) -> str:
     """Time the candidates whose results agree with the plain path's, keep the timings under ``key``, name the winner.
 
@@ -137,7 +138,7 @@ def contest(
             else:
                 agreeing[name] = candidate
         del truths
-        winner, seconds = fastest(agreeing, timer or cuda_timer)
+        winner, seconds = fastest(agreeing, timer)
     except Exception as error:  # tuning is a convenience: out of memory, above all, must not stop the caller
         _warn_once(f"weit: not tuned, {one_line(error)}: {key}")
         return ""
@@ -165,17 +166,39 @@ def dropped(name: str, reason: str) -> None:
 def cuda_timer(function: Callable[[], object]) -> float:
     """Seconds that one call takes on the current stream.
 
-    The device is kept busy for about a millisecond first, so that the host's launches run ahead of it and what counts is
-    the device's time: a few rows take less than their launch, and a CUDA graph pays for none.
+    The device is kept busy first, until the host has launched everything, so that what counts is the device's time: a
+    few rows take less than their launch, and a CUDA graph pays for none.
     """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    torch.cuda._sleep(2_000_000)
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
+    ahead = 1e-3
+    for _ in range(3):
+        torch.cuda.synchronize()
+        keep_busy(ahead)
+        began = perf_counter()
+        start.record()
+        function()
+        end.record()
+        took = perf_counter() - began
+        end.synchronize()
+        if took < ahead:
+            break
+        ahead = 2 * took
     return start.elapsed_time(end) / 1e3
+
+
+def calls_timer(function: Callable[[], object], calls: int = 20) -> float:
+    """Seconds that one of several calls takes, back to back: the device's time or that of the launches, the longer one."""
+    torch.cuda.synchronize()
+    began = perf_counter()
+    for _ in range(calls):
+        function()
+    torch.cuda.synchronize()
+    return (perf_counter() - began) / calls
+
+
+def keep_busy(seconds: float) -> None:
+    """Let the current stream do nothing for at least so long, at the clocks of GPUs of today."""
+    torch.cuda._sleep(int(seconds * 2.2e9))
 
 
 def disagreement(values: Results, truths: Results) -> str:

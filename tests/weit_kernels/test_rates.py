@@ -65,6 +65,6 @@ def test_an_unknown_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> Non
     for _ in range(2):
         found = rates.rates_for(GPU, torch.float32)
         assert found.name == "Some GPU, measured"
-        assert found.flops * rates.REACHED == pytest.approx(2 * 4096**3 / 0.5)
+        assert found.flops * rates.LIBRARY_REACHED == pytest.approx(2 * 4096**3 / 0.5)
         assert found.bandwidth == pytest.approx(2 * 4 * 4096**2 / 0.25)
     assert len(timed) == 1

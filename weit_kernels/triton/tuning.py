@@ -42,7 +42,7 @@ def tuned(
     if timing and tune.cache().get(key) is None:
         candidates = {spelled(tiles): partial(run, tiles) for tiles in neighbours(guess)}
         candidates[spelled(guess)] = partial(run, guess)
-        tune.contest(key, candidates, lambda: run(guess))
+        tune.contest(key, candidates, lambda: run(guess), tune.cuda_timer)
     entry = tune.cache().get(key)
     _CHOSEN[at] = chosen = guess if entry is None else parsed(entry.winner, guess)
     return chosen
