@@ -61,7 +61,7 @@ def header(device: str, dtype: str, quick: bool) -> dict[str, Any]:
         },
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
-        "environment": {name: value for name, value in os.environ.items() if name.startswith("WEIT_")},
+        "environment": {k: v for k, v in os.environ.items() if k.startswith("WEIT_") and k != "WEIT_CACHE"},  # a path
     }
 
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from weit_kernels.tune import keep_busy
+
 Step = Callable[[], object]
 T = TypeVar("T")
 
@@ -46,11 +48,13 @@ class CudaClock:
     """Time between two CUDA events on the current stream.
 
     With ``flush`` every sample starts after a buffer twice the size of the L2 cache has been overwritten: operands come
-    from device memory, and the host is ahead of the device when the step starts, as it is inside a model. Without,
-    operands that fit stay in the cache.
+    from device memory. Without, operands that fit stay in the cache. With ``ahead`` the device is kept busy until the
+    host has launched the step, as it is inside a model: what counts is the device's time alone. Without, a step whose
+    launches take longer than its kernels takes as long as its launches.
     """
 
-    def __init__(self, flush: bool) -> None:
+    def __init__(self, flush: bool, ahead: bool = True) -> None:
+        self._launch: dict[str, float] | None = {} if ahead else None  # seconds that the host takes for each step
         l2 = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 64 << 20
         self._buffer = torch.empty(2 * l2, dtype=torch.uint8, device="cuda") if flush else None
 
@@ -60,12 +64,17 @@ class CudaClock:
         for name, step in steps.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             try:
+                if self._launch is not None:
+                    keep_busy(2 * self._launch.get(name, 5e-3))
                 if self._buffer is not None:
                     self._buffer.zero_()
+                began = perf_counter()
                 start.record()
                 for _ in range(repeats):
                     step()
                 end.record()
+                if self._launch is not None:
+                    self._launch[name] = perf_counter() - began
             except Exception as error:
                 raise ContenderError(name, error) from error
             events[name] = start, end
@@ -119,7 +128,7 @@ def captured(step: Callable[[], T]) -> Callable[[], T]:
     with torch.cuda.graph(graph):
         outputs = step()
 
-    def replay() -> T:
+    def replay(operands: object = step) -> T:  # the graph reads what the step holds, the layer's weight above all
         graph.replay()
         return outputs
 

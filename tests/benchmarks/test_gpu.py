@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import contenders, goals, machine, memory, steps, timing, tune
+from benchmarks.gpu import contenders, goals, machine, memory, parts, steps, timing, tune
 from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.measure import Item, Measurement, items
 from benchmarks.gpu.results import Results
@@ -319,3 +319,17 @@ def test_header_is_json() -> None:
     header = machine.header("cpu", "bfloat16", True)
     assert header["versions"]["torch"] == torch.__version__
     assert {"commit", "dirty", "date", "device"} <= set(json.loads(json.dumps(header)))
+
+
+def test_parts_of_a_step_stand_beside_the_dense_layer() -> None:
+    (suite,) = [s for s in contenders.suite_shapes("cpu", quick=True) if s.name == "square_768"]
+    found = parts.measure([suite], "cpu", seconds=0.001)
+    for part in parts.PARTS:
+        assert found["square_768"][part]["dense"] > 0
+    found["square_768"]["dx"]["templates_first/triton"] = "ValueError: no"
+    found["square_768"]["dx"]["panel/triton"] = found["square_768"]["dx"]["dense"] / 2
+    lines = parts.table(found).splitlines()
+    assert len(lines) == 2 + len(parts.PARTS)
+    (dx,) = [line for line in lines if "| dx |" in line]
+    assert "| failed |" in dx
+    assert "| 2.00 |" in dx
