@@ -92,7 +92,7 @@ def _why_not_cuda(path: str, device_type: str, dtype: torch.dtype, kernel: tuple
         return reason
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         return "the CUDA kernels need compute capability 8.0"
-    if path != "panel" and not _is_product(kernel, pointwise):
+    if not _is_product(kernel, pointwise):
         return "the CUDA kernels are matrix products: one tap, stride 1 and no padding; panel does other convolutions"
     return cuda.supports(dtype)
 

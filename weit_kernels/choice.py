@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weit_kernels import tune
 from weit_kernels.backends import module
-from weit_kernels.paths.convolution import ConvArgs
+from weit_kernels.paths.convolution import ConvArgs, channels_last, run_conv, run_conv_backward
 from weit_kernels.plan import Plan, Request, choose, contenders
 from weit_kernels.shapes import KronShape
 
@@ -34,7 +34,7 @@ def conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Reque
     (N, p, q, *kernel), (_, m, n) = T.shape, S.shape
     shape = KronShape(N, m, n, p, q, out, x.shape[1] // conv.groups, kernel=tuple(kernel))
     pixels = x.shape[0] * conv.output_size(x.shape[2:], kernel).numel()
-    form = (conv.groups, conv.pointwise(T[0]), set(conv.stride) == {1}, set(conv.dilation) != {1})
+    form = (conv.groups, conv.pointwise(T[0]), set(conv.stride) == {1}, set(conv.dilation) != {1}, channels_last(x))
     return Request(shape, pixels, x.dtype, x.device, train, path, backend, *form)
 
 
@@ -48,7 +48,7 @@ _UNTUNED: set[str] = set()
 
 def _key(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> Any:
     """What decides between modules."""
-    return x.shape, T.shape, S.shape, out, x.dtype, x.device, args
+    return x.shape, x.is_contiguous(), T.shape, S.shape, out, x.dtype, x.device, args
 
 
 def settled(x: Tensor, T: Tensor, S: Tensor, out: int, args: tuple[Any, ...]) -> ModuleType | None:
@@ -132,7 +132,7 @@ class ConvCalls(LinearCalls):
     """The same for convolutions."""
 
     def forward(self, path: ModuleType) -> Tensor:
-        return path.conv(self.x, self.T, self.S, None, self.out, ConvArgs(*self.args[:5]))
+        return run_conv(path, self.x, self.T, self.S, None, self.out, ConvArgs(*self.args[:5]))
 
     def backward(self, path: ModuleType, dy: Tensor) -> Sequence[Tensor | None]:
-        return path.conv_backward(dy, self.x, self.T, self.S, [True] * 3, ConvArgs(*self.args[:5]))
+        return run_conv_backward(path, dy, self.x, self.T, self.S, [True] * 3, ConvArgs(*self.args[:5]))

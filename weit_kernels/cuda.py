@@ -56,7 +56,9 @@ def _input_grad(dy: Tensor, x: Tensor, T: Tensor, S: Tensor) -> Tensor | None:
     """``dy W``: templates first again where that saves operations, else by panels."""
     N, p, _ = T.shape
     n = S.shape[2]
-    if N * (1 / n + 1 / p) < 0.8:  # of the dense product's operations, which the library does a little faster
+    operations = N * (1 / n + 1 / p)  # of the dense product's, which the library does a little faster
+    # In float32 only few rows have a kernel that is worth its place.
+    if operations < 0.8 and (x.dtype != torch.float32 or x.shape[0] <= MOST_ROWS):
         # The kernels copy rows of k in the background; a transposed copy of the templates is nothing beside dy.
         return linear(dy, T.mT.contiguous(), S.mT, None, x.shape[1])
     return _other("panel", x).linear_backward(dy, x, T, S, [True, False, False])[0]
@@ -70,7 +72,7 @@ def _factor_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool])
     elif x.dtype == torch.float32:
         _, *grads = _other("templates_first", x).linear_backward(dy, x, T, S, [False, *need])
         return grads[0], grads[1]
-    elif _panels_are_faster(x.shape[0], T, S):
+    elif _panels_are_faster(x.shape[0], T, S, sum(need)):
         _, *grads = _other("panel", x).linear_backward(dy, x, T, S, [False, *need])
         return grads[0], grads[1]
     elif S.shape[1] >= S.shape[2]:
@@ -85,16 +87,19 @@ def _factor_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool])
     return dT if need[0] else None, dS if need[1] else None
 
 
-def _panels_are_faster(rows: int, T: Tensor, S: Tensor) -> bool:
+def _panels_are_faster(rows: int, T: Tensor, S: Tensor, wanted: int) -> bool:
     """Whether the gradient of ``W``, part by part, takes less time than the kernel that makes none of it.
 
-    Measured on an H100, bfloat16: the library multiplies about twice as fast as the kernel, and what ``W``'s gradient
-    takes beside its product is worth a thousand rows.
+    By rates that an H100 showed over the suite in bfloat16 (docs/gpu_h100.md): the library's products 650 TFLOP/s, the
+    kernels' 150 to 390; contracting ``W``'s gradient 31 µs and 5 ps for each of its numbers.
     """
-    N, m, n = S.shape
-    m, q = (m, T.shape[2]) if m >= n else (n, T.shape[1])
-    operations = N * (2 * q + 2 * m) / (m * q)  # of the kernel, for each of the dense product
-    return 2 * operations * rows > rows + 1000
+    (N, m, n), (_, p, q) = S.shape, T.shape
+    weights = m * n * p * q
+    if m < n:
+        m, n, p, q = n, m, q, p
+    panels = 2 * rows * weights / 650e12 + 31e-6 + 5e-12 * weights
+    kernel = wanted * 2 * rows * n * N * p * (q + m) / 300e12 + 20e-6
+    return panels < kernel
 
 
 _conv, _conv_backward = conv_functions(linear, linear_backward)

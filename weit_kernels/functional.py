@@ -12,6 +12,7 @@ from torch import Tensor
 from weit_kernels import direct, reference
 from weit_kernels.backends import require_runnable
 from weit_kernels.ops import autocast, call, direct_call
+from weit_kernels.paths.convolution import channels_last, memory_format
 from weit_kernels.shapes import (
     LAYOUTS,
     check_ceil,
@@ -221,7 +222,7 @@ def _conv(
         pointwise=pointwise,
         unit_stride=set(strides) == {1},
     )
-    if pointwise and x.dim() == dims + 2 and _channels_last(x):
+    if pointwise and x.dim() == dims + 2 and channels_last(x):
         pixels = x.movedim(1, -1)
         y = _apply(pixels, templates.flatten(2), scalers, bias, shape.out_features, layout, path, backend)
         return y.movedim(-1, 1)
@@ -234,10 +235,12 @@ def _conv(
     choice = (_trains(x, templates, scalers), path, backend)
     if layout == "interleaved" and groups == 1:
         # One reordering of channels on each side; the contraction then is the block one.
+        form = memory_format(maps)
         maps = _reorder(maps, shape.q, shape.n)
         bias = None if bias is None else _reorder(bias[None], shape.p, shape.m)[0]
         y = call("kron_conv", maps, templates, scalers, bias, shape.m * shape.p, *settings, "block", *choice)
         y = _reorder(y, shape.m, shape.p)[:, : shape.out_features]
+        y = y if form == torch.contiguous_format else y.contiguous(memory_format=form)
     else:
         out, args = shape.out_features, (*settings, layout, *choice)
         y = call("kron_conv", maps, templates, scalers, bias, out, *args)
@@ -249,11 +252,6 @@ def _conv(
         ):
             direct.remember(key, shorter.function(learns=_trains(x, templates, scalers, bias)))
     return y if x.dim() == dims + 2 else y.squeeze(0)
-
-
-def _channels_last(maps: Tensor) -> bool:
-    """Whether the pixels' channels lie side by side and, unlike those of a contiguous tensor, nothing else does."""
-    return maps.movedim(1, -1).is_contiguous() and not maps.is_contiguous()
 
 
 def _reorder(maps: Tensor, major: int, minor: int) -> Tensor:

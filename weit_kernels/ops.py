@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from weit_kernels import transforms
 from weit_kernels.choice import ConvCalls, LinearCalls, conv_request, hashable, linear_request, module_for, settled
 from weit_kernels.direct import Direct, Grads, below_autograd, bias_gradient
-from weit_kernels.paths.convolution import ConvArgs
+from weit_kernels.paths.convolution import ConvArgs, memory_format, run_conv, run_conv_backward
 from weit_kernels.plan import Request, choose, cost
 from weit_kernels.shapes import DTYPES
 
@@ -46,14 +46,15 @@ def _linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[boo
 
 
 def _conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
-    x, bias, args = x.contiguous(), _dense(bias), hashable(args)
-    return module_for(conv_request, ConvCalls, x, T, S, out, args).conv(x, T, S, bias, out, ConvArgs(*args[:5]))
+    args = hashable(args)
+    path = module_for(conv_request, ConvCalls, x, T, S, out, args)
+    return run_conv(path, x, T, S, _dense(bias), out, ConvArgs(*args[:5]))
 
 
 def _conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], out: int, *args: Any) -> Triple:
-    x, args = x.contiguous(), hashable(args)
+    args = hashable(args)
     path = module_for(conv_request, ConvCalls, x, T, S, out, args)
-    return _present(x, path.conv_backward(dy.contiguous(), x, T, S, need, ConvArgs(*args[:5])))
+    return _present(x, run_conv_backward(path, dy, x, T, S, need, ConvArgs(*args[:5])))
 
 
 def _dense(bias: Tensor | None) -> Tensor | None:
@@ -118,12 +119,17 @@ def _fake_linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int,
 
 def _fake_conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, *args: Any) -> Tensor:
     size = ConvArgs(*hashable(args[:5])).output_size(x.shape[2:], T.shape[3:])
-    return x.new_empty(x.shape[0], out, *size)
+    return _empty(x, x.shape[0], out, *size)
 
 
 def _fake_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], *_: Any) -> Triple:
-    dx, dT, dS = (t.new_empty(t.shape) if wanted else t.new_empty(0) for t, wanted in zip((x, T, S), need, strict=True))
-    return dx, dT, dS
+    dT, dS = (t.new_empty(t.shape) if wanted else t.new_empty(0) for t, wanted in zip((T, S), need[1:], strict=True))
+    return _empty(x, *x.shape) if need[0] else x.new_empty(0), dT, dS
+
+
+def _empty(like: Tensor, *size: int) -> Tensor:
+    """Maps, or rows, in the memory format of others."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

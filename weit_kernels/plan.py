@@ -11,6 +11,7 @@ from weit_kernels import cpp, tune
 from weit_kernels.backends import pairs, require_runnable, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
+from weit_kernels.paths.panel import WORKSPACE_BYTES
 from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
 from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape
 
@@ -33,6 +34,7 @@ class Request:
     pointwise: bool = True
     unit_stride: bool = False
     dilated: bool = False
+    channels_last: bool = False
 
     @property
     def forced(self) -> bool:
@@ -49,6 +51,7 @@ class Request:
         s, tf32 = self.shape, self.dtype == torch.float32 and tune.allows_tf32()
         sizes = f"N {s.N} m {s.m} n {s.n} p {s.p} q {s.q} out {s.out_features} in {s.in_features}"
         conv = f"kernel {s.kernel} groups {self.groups} pointwise {self.pointwise}" if s.kernel else "linear"
+        conv += " channels last" if self.channels_last else ""
         rows = f"rows {tune.bucket(self.rows)}"
         dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
         phases, choice = "train" if self.train else "infer", f"{self.path} {self.backend}"
@@ -310,7 +313,11 @@ def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str
     """Bytes beside the results: what the path says, or of fused kernels what they keep and sum in."""
     if backend == "cpp":
         return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, phase == "backward", parts)
-    return (0 if phase == "forward" else GPU_BLOCK_BYTES) if _fused(path, backend, phase) else cost.workspace
+    if not _fused(path, backend, phase):
+        return cost.workspace
+    # The backward pass of the CUDA kernels takes panels where those are faster.
+    panels = backend == "cuda" and phase == "backward"
+    return max(0 if phase == "forward" else GPU_BLOCK_BYTES, WORKSPACE_BYTES if panels else 0)
 
 
 def _compulsory(request: Request) -> int:

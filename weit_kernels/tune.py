@@ -1,6 +1,6 @@
 """Timing of candidates, and a cache of the winners on disk.
 
-``WEIT_TUNE`` says how much is timed: ``0`` nothing, ``1`` (the default) the three candidates that the cost model likes
+``WEIT_TUNE`` says how much is timed: ``0`` nothing, ``1`` (the default) the four candidates that the cost model likes
 most, ``full`` all that can run. Winners are kept in ``$WEIT_CACHE``, by default ``tune.json`` in ``weit`` in the user's
 cache folder. The file is plain JSON and may be copied to a machine with the same device and versions. What
 ``weit_kernels/configs/*.json`` holds is read where the user's cache knows nothing.
@@ -197,8 +197,8 @@ def calls_timer(function: Callable[[], object], calls: int = 20) -> float:
 
 
 def keep_busy(seconds: float) -> None:
-    """Let the current stream do nothing for at least so long, at the clocks of GPUs of today."""
-    torch.cuda._sleep(int(seconds * 2.2e9))
+    """Let the current stream do nothing for at least so long, at clocks up to 3 GHz."""
+    torch.cuda._sleep(int(seconds * 3e9))
 
 
 def disagreement(values: Results, truths: Results) -> str:

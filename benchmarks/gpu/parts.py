@@ -44,9 +44,8 @@ def calls(given: Operands) -> Iterator[tuple[str, str, Call]]:
             yield part, name, lambda module=module, need=need: module.linear_backward(dy, x, T, S, need)  # type: ignore[misc]
     if cuda.why_not():
         return
-    T_turned = T.mT.contiguous()
     yield "forward", "CUDA kernels", lambda: cuda.linear(x, T, S, b, out)
-    yield "dx", "CUDA kernels", lambda: cuda.linear(dy, T_turned, S.mT, None, inn)
+    yield "dx", "CUDA kernels", lambda: cuda.linear(dy, T.mT.contiguous(), S.mT, None, inn)
     # The sums do not care which side is the input, and the side with fewer scalers is cheaper.
     sides = (dy, x, T, S) if S.shape[1] >= S.shape[2] else (x, dy, T.mT, S.mT)
     if x.shape[0] > cuda.MOST_ROWS:

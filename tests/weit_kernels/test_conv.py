@@ -145,11 +145,44 @@ def test_pointwise_channels_last_is_the_linear_form(dims: int, layout: str, path
     assert last.grad.is_contiguous(memory_format=form)
 
 
-@pytest.mark.parametrize("settings", [{"stride": 2}, {"padding": 1}])
-def test_channels_last_that_is_no_plain_product(settings: dict[str, int]) -> None:
-    x, T, S, b = operands(2, torch.float64, kernel=1)
-    y = kron_conv2d(x.to(memory_format=torch.channels_last), T, S, b, **settings)
-    assert relative_error(y, F.conv2d(x, kron_weight(T, S), b, **settings)) < 1e-14
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("path", [*PATHS, "auto"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dims", "kernel", "settings"),
+    [(2, 1, {"stride": 2}), (2, 3, {"padding": 1}), (3, 2, {}), (2, 3, {"padding": 1, "groups": 2})],
+)
+def test_channels_last_stays_so(
+    dims: int, kernel: int, settings: dict[str, int], layout: str, path: str, backend: str
+) -> None:
+    """The output and the input's gradient come in the input's memory format, as the library's do."""
+    if settings.get("groups") and path not in ("panel", "auto"):
+        pytest.skip("groups need the panel")
+    x, T, S, b = operands(dims, torch.float64, kernel=kernel, groups=settings.get("groups", 1))
+    form = (torch.channels_last, torch.channels_last_3d)[dims - 2]
+
+    def ours(x, T, S, b):
+        return CONVS[dims](x, T, S, b, out_channels=len(b), layout=layout, path=path, backend=backend, **settings)
+
+    last = x.to(memory_format=form)
+    for grad in (False, True):  # then from what the first call settled
+        y = ours(last.requires_grad_(grad), T, S, b)
+        assert y.is_contiguous(memory_format=form)
+        assert relative_error(y, dense(len(b), layout, **settings)(x, T, S, b)) < 1e-14
+    (dx,) = torch.autograd.grad(y.square().sum(), last)
+    # Interleaved channels are put in order before the operator; the way back is torch's, which leaves dx contiguous.
+    assert dx.is_contiguous(memory_format=form) or (layout == "interleaved" and dx.is_contiguous())
+    assert_as_good_as_dense(ours, dense(len(b), layout, **settings), [last.detach(), T, S, b], slack=3.0)
+    torch.library.opcheck(
+        torch.ops.weit.kron_conv.default,
+        (last.detach(), T, S, b, len(b), *_settings(dims, settings), "block", False, path, backend),
+    )
+
+
+def _settings(dims: int, settings: dict[str, int]) -> tuple[list[int] | int, ...]:
+    """Stride, padding and dilation by axis, and groups, as the operator takes them."""
+    axes = ([settings.get(name, value)] * dims for name, value in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    return (*axes, settings.get("groups", 1))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -251,3 +251,46 @@ def test_nothing_is_timed_on_a_cpu_or_under_tracing(monkeypatch: pytest.MonkeyPa
         assert not tune.may_time(GPU)
     monkeypatch.setenv("WEIT_TUNE", "0")
     assert not tune.may_time(GPU)
+
+
+class FakeEvent:
+    """A CUDA event of a device on which everything takes two milliseconds."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return 2.0
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the pretended device was kept busy for, in seconds."""
+    kept: list[float] = []
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: kept.append(cycles / 3e9))
+    return kept
+
+
+def test_the_device_is_kept_busy_until_the_host_has_launched_everything(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch that takes 10 ms, then one that takes 10 ms again, behind a device that is busy for longer."""
+    monkeypatch.setattr(tune, "perf_counter", iter([0.0, 0.01, 1.0, 1.01]).__next__)
+    assert tune.cuda_timer(lambda: None) == pytest.approx(2e-3)
+    assert pauses == pytest.approx([1e-3, 2e-2])
+
+
+def test_calls_back_to_back_take_as_long_as_their_launches(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "perf_counter", iter([0.0, 0.6]).__next__)
+    calls: list[int] = []
+    assert tune.calls_timer(lambda: calls.append(1), calls=3) == pytest.approx(0.2)
+    assert len(calls) == 3
+    assert not pauses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -35,8 +36,44 @@ class ConvArgs:
         return self.groups == 1 and all(axis == (1, 1, 0) for axis in axes)
 
 
+def channels_last(maps: Tensor) -> bool:
+    """Whether the pixels' channels lie side by side and, unlike those of a contiguous tensor, nothing else does."""
+    return maps.movedim(1, -1).is_contiguous() and not maps.is_contiguous()
+
+
+def memory_format(maps: Tensor) -> torch.memory_format:
+    """The format that a convolution of these maps returns, as the library's does."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return formats.get(maps.dim(), torch.contiguous_format) if channels_last(maps) else torch.contiguous_format
+
+
+def run_conv(
+    path: ModuleType, x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: ConvArgs
+) -> Tensor:
+    """A path's convolution of maps of any strides; the result has ``memory_format(x)``."""
+    form = memory_format(x)
+    return path.conv(_maps_for(path, x, T, args), T, S, bias, out, args).contiguous(memory_format=form)
+
+
+def run_conv_backward(
+    path: ModuleType, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], args: ConvArgs
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Its gradients; that of ``x`` has ``memory_format(x)``."""
+    form = memory_format(x)
+    maps = _maps_for(path, x, T, args)
+    dy = dy.contiguous(memory_format=memory_format(maps))
+    dx, dT, dS = path.conv_backward(dy, maps, T, S, need, args)
+    return None if dx is None else dx.contiguous(memory_format=form), dT, dS
+
+
+def _maps_for(path: ModuleType, x: Tensor, T: Tensor, args: ConvArgs) -> Tensor:
+    """The maps as a path takes them: only panels, which leave them to the library, take channels last."""
+    form = memory_format(x) if getattr(path, "CHANNELS_LAST", False) and not args.pointwise(T[0]) else None
+    return x.contiguous(memory_format=form or torch.contiguous_format)
+
+
 def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = None, *, keep: bool = True) -> Tensor:
-    """``x (B, in, *spatial)``, ``weight (out, in / groups, *kernel)`` → contiguous ``(B, out, *spatial')``.
+    """``x (B, in, *spatial)``, ``weight (out, in / groups, *kernel)`` → ``(B, out, *spatial')``, in ``x``'s format.
 
     With ``keep=False`` the result may lie in workspace memory, for use before the next block.
     """
@@ -50,7 +87,7 @@ def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = No
         return y.view(*size[:2], *x.shape[2:])
     zeros = [0] * len(args.stride)
     y = torch.convolution(x, weight, bias, args.stride, args.padding, args.dilation, False, zeros, args.groups)
-    return y.contiguous()
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def conv_gradients(

@@ -25,13 +25,14 @@ from weit_kernels.paths.blocks import (
     rows_per_block,
     workspace,
 )
-from weit_kernels.paths.convolution import ConvArgs, conv_gradients, convolve
+from weit_kernels.paths.convolution import ConvArgs, conv_gradients, convolve, memory_format
 from weit_kernels.shapes import KronShape
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 WORKSPACE_BYTES = 32 << 20
 SMALL_BYTES = 256 << 10  # a weight is made whole, without the loop, which would take longer than the products
+CHANNELS_LAST = True  # maps of convolutions may be so
 CHUNK_BYTES = 2 << 20  # in cache on a CPU; on a GPU large enough to hide the launch
 
 
@@ -116,7 +117,7 @@ def conv_backward(
     factors, panels = _FactorGrads(T, S, need, synth), list(_panels(T, S, dy.shape[1], args))
     for panel in panels:
         weight = panel.weight(T, S, x.shape[1] // args.groups, synth)
-        dy_part = dy[:, panel.out].contiguous()
+        dy_part = dy[:, panel.out].contiguous(memory_format=memory_format(x))
         dx_part, dweight = conv_gradients(dy_part, x, weight, args, [need[0], need[1] or need[2]])
         if dx_part is not None and dx is not None:
             dx.add_(dx_part)

@@ -10,6 +10,8 @@ from functools import partial
 from weit_kernels.paths import panel
 from weit_kernels.triton import synth
 
+CHANNELS_LAST = panel.CHANNELS_LAST
+
 linear = partial(panel.linear, synth=synth)
 linear_backward = partial(panel.linear_backward, synth=synth)
 conv = partial(panel.conv, synth=synth)

@@ -96,9 +96,11 @@ def test_linear(backend, case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("no_few_rows")
+@pytest.mark.parametrize("panels", [False, True])
 @pytest.mark.parametrize("dtype", [DTYPES["bf16"], DTYPES["fp16"]], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-def test_many_rows(backend, case: Case, dtype: torch.dtype) -> None:
+def test_many_rows(backend, case: Case, dtype: torch.dtype, panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_panels_are_faster", lambda *sizes: panels)
     function = operator(backend.PATHS["templates_first"], case.out_features)
     assert_as_good_as_dense(function, reference_linear(case, "block"), case.operands(dtype))
 

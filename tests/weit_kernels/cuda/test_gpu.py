@@ -22,6 +22,7 @@ NARROW = {name: dtype for name, dtype in DTYPES.items() if dtype in cuda.DTYPES}
 LARGE = [
     Case("many_tiles", (300,), 3, 20, 20, 70, 41, cut_out=5, cut_in=9),
     Case("vectors", (1000,), 8, 16, 16, 64, 128),
+    Case("gradients_by_the_kernel", (1000,), 4, 16, 16, 256, 256),
     Case("decode_4096", (1,), 4, 16, 16, 256, 256),
     Case("decode_8192", (1,), 8, 32, 32, 256, 256),
     Case("few_rows", (64,), 4, 16, 16, 256, 256),

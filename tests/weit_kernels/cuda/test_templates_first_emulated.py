@@ -40,6 +40,8 @@ TILES = [
     Case("sixteens_64", (20,), 20, 40, 2, 9, 72),
 ]
 PLAIN = TILES[1]
+# The same with a result whose rows can be stored as boxes.
+BOXES = [replace(case, name=f"{case.name}_boxes", p=-(-case.p // 8) * 8, cut_out=0) for case in TILES]
 
 
 def run(kernels: Kernels, operands: list[Tensor | None], case: Case, setting: Setting, kind: str) -> Tensor:
@@ -82,6 +84,15 @@ def test_mma_matches_the_reference(kernels: Kernels, case: Case, dtype: torch.dt
 @pytest.mark.parametrize("case", TILES, ids=lambda case: case.name)
 def test_wgmma_matches_the_reference(kernels: Kernels, case: Case, dtype: torch.dtype) -> None:
     check(kernels, case.operands(dtype), case, HOPPER, "wgmma")
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("case", BOXES, ids=lambda case: case.name)
+def test_results_leave_as_boxes(kernels: Kernels, case: Case, late: bool) -> None:
+    kernels("templates_first").emulator_boxes_stored()
+    setting = replace(HOPPER, processors=3, copies_late=late)
+    check(kernels, case.operands(torch.bfloat16), case, setting, "wgmma")
+    assert kernels("templates_first").emulator_boxes_stored() > 0
 
 
 @pytest.mark.parametrize("kind", THREADS)

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <memory>
 #include <random>
+#include <utility>
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -14,6 +15,7 @@ dim3 blockDim, gridDim;
 namespace emulator {
 
 Settings settings;
+int boxes_stored = 0;
 Fiber *current = nullptr;
 
 namespace {
@@ -185,5 +187,6 @@ extern "C" {
 void emulator_set(int processors, int major, int minor, int order, int copies_late) {
   emulator::settings = {processors, major, minor, order, bool(copies_late)};
 }
+int emulator_boxes_stored() { return std::exchange(emulator::boxes_stored, 0); }
 const char *emulator_error() { return emulator::error().c_str(); }
 }

@@ -23,6 +23,7 @@ struct Settings {
   bool copies_late = false;  // asynchronous copies arrive when they are waited for, not when they are asked for
 };
 extern Settings settings;
+extern int boxes_stored;  // since somebody asked
 
 struct Fiber {
   int index = 0;                                  // in the block

@@ -151,6 +151,7 @@ inline void load_box(void *to, const TensorMap &map, uint64_t *barrier, int c0, 
 inline std::vector<std::function<void()>> stores_of_boxes;  // those that have not happened yet
 
 inline void store_box(const void *from, const TensorMap &map, int c0, int c1, int c2) {
+  ++emulator::boxes_stored;
   const int begin[3] = {c0, c1, c2};
   const auto &axes = map.axes;
   const int length = axes[0].box * axes[1].box * axes[2].box;
