@@ -5,7 +5,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "cuda/kernels.h"

@@ -15,7 +15,7 @@ from weit_kernels import tune
 from weit_kernels.backends import module
 from weit_kernels.paths.convolution import ConvArgs, channels_last, run_conv, run_conv_backward
 from weit_kernels.plan import Plan, Request, choose, contenders
-from weit_kernels.shapes import KronShape
+from weit_kernels.shapes import FEW_ROWS, KronShape
 
 
 def hashable(args: Sequence[Any]) -> tuple[Any, ...]:
@@ -41,7 +41,6 @@ def conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Reque
 # What runs for sizes that were seen before: planning again would cost small layers more than their products.
 _CHOSEN: dict[Any, ModuleType] = {}
 _MOST_CHOSEN = 4096
-FEW_ROWS = 64
 # Keys whose contest had no winner: it is not held again for every new number of rows.
 _UNTUNED: set[str] = set()
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from weit_kernels import backends, cpp
 from weit_kernels.paths.pointwise import conv_functions
+from weit_kernels.shapes import FEW_ROWS
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 Pair = tuple[Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MOST_ROWS = 64  # few rows are bound by reading T once, more by multiplying: not measured
 
 
 def why_not() -> str:
@@ -42,7 +42,7 @@ def _other(path: str, x: Tensor) -> ModuleType:
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
     """``x (M, in)`` → ``(M, out)``; ``T (N, p, q)`` and ``S (N, m, n)`` may have any strides."""
     # Products of float32 have no matrix instruction; the kernel for few rows takes any number.
-    few = x.shape[0] <= MOST_ROWS or x.dtype == torch.float32
+    few = x.shape[0] <= FEW_ROWS or x.dtype == torch.float32
     kernel = torch.ops.weit_cuda.few_rows if few else torch.ops.weit_cuda.templates_first
     return kernel.default(x, T, S, bias, out, _stream(x))
 
@@ -58,7 +58,7 @@ def _input_grad(dy: Tensor, x: Tensor, T: Tensor, S: Tensor) -> Tensor | None:
     n = S.shape[2]
     operations = N * (1 / n + 1 / p)  # of the dense product's, which the library does a little faster
     # In float32 only few rows have a kernel that is worth its place.
-    if operations < 0.8 and (x.dtype != torch.float32 or x.shape[0] <= MOST_ROWS):
+    if operations < 0.8 and (x.dtype != torch.float32 or x.shape[0] <= FEW_ROWS):
         # The kernels copy rows of k in the background; a transposed copy of the templates is nothing beside dy.
         return linear(dy, T.mT.contiguous(), S.mT, None, x.shape[1])
     return _other("panel", x).linear_backward(dy, x, T, S, [True, False, False])[0]
@@ -75,16 +75,20 @@ def _factor_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool])
     elif _panels_are_faster(x.shape[0], T, S, sum(need)):
         _, *grads = _other("panel", x).linear_backward(dy, x, T, S, [False, *need])
         return grads[0], grads[1]
-    elif S.shape[1] >= S.shape[2]:
-        dT, dS = torch.ops.weit_cuda.weight_grads.default(dy, x, T, S, need, _stream(x))
-    else:  # the sums do not care which side is called the input, and this is the cheaper order
-        dT, dS = (
-            grad.mT.contiguous() if wanted else grad
-            for grad, wanted in zip(
-                torch.ops.weit_cuda.weight_grads.default(x, dy, T.mT, S.mT, need, _stream(x)), need, strict=True
-            )
-        )
+    else:
+        dT, dS = factor_grads_kernel(dy, x, T, S, need)
     return dT if need[0] else None, dS if need[1] else None
+
+
+def factor_grads_kernel(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> tuple[Tensor, Tensor]:
+    """``dT`` and ``dS`` of 16-bit operands, empty where not needed; ``_factor_grads`` knows where others are faster."""
+    kernel = torch.ops.weit_cuda.weight_grads.default
+    if S.shape[1] >= S.shape[2]:
+        dT, dS = kernel(dy, x, T, S, need, _stream(x))
+        return dT, dS
+    # The sums do not care which side is called the input, and this is the cheaper order.
+    dT, dS = kernel(x, dy, T.mT, S.mT, need, _stream(x))
+    return dT.mT.contiguous() if need[0] else dT, dS.mT.contiguous() if need[1] else dS
 
 
 def _panels_are_faster(rows: int, T: Tensor, S: Tensor, wanted: int) -> bool:

@@ -293,7 +293,7 @@ def _estimates(
                     rates.seconds(
                         work(r, path, phase, rates.columns),
                         r.dtype.itemsize,
-                        REACHED.get((path, backend), 0.0) if _fused(path, backend, phase) else 0.0,
+                        _reached(path, backend, phase),
                         moved,
                     )
                     for phase, moved in zip(phases, (compulsory, 2 * compulsory), strict=False)
@@ -304,20 +304,21 @@ def _estimates(
     return tuple(sorted(found, key=lambda c: c.seconds))
 
 
-def _fused(path: str, backend: str, phase: str) -> bool:
-    """Whether one kernel does a phase without intermediates in device memory."""
-    return backend in ("triton", "cuda") and path != "panel" and (path != "on_the_fly" or phase == "forward")
+def _reached(path: str, backend: str, phase: str) -> float:
+    """What one kernel that does a phase without intermediates in device memory reaches of the peak; 0: there is none."""
+    return 0.0 if path == "on_the_fly" and phase != "forward" else REACHED.get((path, backend), 0.0)
 
 
 def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str, parts: int) -> int:
     """Bytes beside the results: what the path says, or of fused kernels what they keep and sum in."""
     if backend == "cpp":
         return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, phase == "backward", parts)
-    if not _fused(path, backend, phase):
+    if not _reached(path, backend, phase):
         return cost.workspace
-    # The backward pass of the CUDA kernels takes panels where those are faster.
-    panels = backend == "cuda" and phase == "backward"
-    return max(0 if phase == "forward" else GPU_BLOCK_BYTES, WORKSPACE_BYTES if panels else 0)
+    if phase == "forward":
+        return 0
+    # The CUDA kernels' backward pass takes panels where those are faster.
+    return WORKSPACE_BYTES if backend == "cuda" else GPU_BLOCK_BYTES
 
 
 def _compulsory(request: Request) -> int:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 LAYOUTS = ("block", "interleaved")
+# Up to so many rows a layer is bound by its launch and by reading the factors once, more by multiplying: not measured.
+FEW_ROWS = 64
 PATHS = ("auto", "templates_first", "scalers_first", "panel", "on_the_fly")
 BACKENDS = ("auto", "torch", "cpp", "triton", "cuda")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -23,8 +23,8 @@ from benchmarks.gpu.machine import clocks
 from benchmarks.gpu.results import Results
 from benchmarks.operands import Operands, make_step
 from benchmarks.suite import SuiteShape
+from weit_kernels.shapes import FEW_ROWS
 
-FEW_ROWS = 64
 DEVICE_LOST = 3  # exit status: a kernel's error stays with the process, only a new one can go on
 
 

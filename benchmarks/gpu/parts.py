@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu import machine, timing
+from benchmarks.gpu.results import Results
 from benchmarks.operands import Operands
 from benchmarks.suite import SuiteShape, load
 from weit_kernels import backends, cuda
+from weit_kernels.shapes import FEW_ROWS
 
 PARTS = ("forward", "dx", "factors")
 Call = Callable[[], object]
@@ -39,21 +41,15 @@ def calls(given: Operands) -> Iterator[tuple[str, str, Call]]:
         if backends.why_not(path, backend, x.device.type, x.dtype):
             continue
         module, name = backends.module(path, backend), f"{path}/{backend}"
-        yield "forward", name, lambda module=module: module.linear(x, T, S, b, out)  # type: ignore[misc]
-        for part, need in (("dx", [True, False, False]), ("factors", [False, True, True])):
-            yield part, name, lambda module=module, need=need: module.linear_backward(dy, x, T, S, need)  # type: ignore[misc]
+        yield "forward", name, partial(module.linear, x, T, S, b, out)
+        yield "dx", name, partial(module.linear_backward, dy, x, T, S, [True, False, False])
+        yield "factors", name, partial(module.linear_backward, dy, x, T, S, [False, True, True])
     if cuda.why_not():
         return
-    yield "forward", "CUDA kernels", lambda: cuda.linear(x, T, S, b, out)
+    yield "forward", "CUDA kernels", partial(cuda.linear, x, T, S, b, out)
     yield "dx", "CUDA kernels", lambda: cuda.linear(dy, T.mT.contiguous(), S.mT, None, inn)
-    # The sums do not care which side is the input, and the side with fewer scalers is cheaper.
-    sides = (dy, x, T, S) if S.shape[1] >= S.shape[2] else (x, dy, T.mT, S.mT)
-    if x.shape[0] > cuda.MOST_ROWS:
-        yield (
-            "factors",
-            "CUDA kernels",
-            lambda: torch.ops.weit_cuda.weight_grads.default(*sides, [True, True], cuda._stream(x)),
-        )
+    if x.shape[0] > FEW_ROWS:
+        yield "factors", "CUDA kernels", partial(cuda.factor_grads_kernel, dy, x, T, S, [True, True])
 
 
 def measure(suites: Sequence[SuiteShape], device: str = "cuda", seconds: float = 0.02) -> dict[str, Any]:
@@ -126,9 +122,7 @@ def main() -> int:
     header = machine.header("cuda", "bfloat16", False)
     header["about"] = "written by `python -m benchmarks.gpu.parts`: milliseconds on the device"
     target = args.out / f"{machine.slug(header['device']['name'])}-parts.json"
-    beside = target.with_suffix(f".{os.getpid()}.part")
-    beside.write_text(json.dumps({**header, "shapes": measure(load("linear", cpu=False))}, indent=1) + "\n")
-    os.replace(beside, target)
+    Results(target, {**header, "shapes": measure(load("linear", cpu=False))}).save()
     print(target)
     return 0
 

@@ -36,6 +36,9 @@ struct WeightGrads {
   Splits splits;  // what weight_grads_splits() said
 };
 
+// Whether copies of 16 bytes can start there.
+inline bool vectors_aligned(const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
 // Every call returns what the runtime says; cudaErrorNotSupported where no kernel fits the sizes or the device.
 cudaError_t few_rows(const Chain &chain, cudaStream_t stream);
 cudaError_t templates_first(const Chain &chain, cudaStream_t stream);

@@ -232,9 +232,8 @@ cudaError_t run(const Chain &chain, cudaStream_t stream) {
   const int64_t blocks = blocks_of(chain.M, kTokens) * blocks_of(chain.p, Shape::kBlockRows) *
                          blocks_of(chain.m, Shape::kScalerRows);
   if (blocks >= kMostSize) return cudaErrorNotSupported;
-  const auto aligned = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  const bool x_vectors = chain.q % 8 == 0 && chain.in % 8 == 0 && aligned(chain.x);
-  const bool T_vectors = chain.T_k == 1 && chain.T_t % 8 == 0 && chain.T_a % 8 == 0 && aligned(chain.T);
+  const bool x_vectors = chain.q % 8 == 0 && chain.in % 8 == 0 && vectors_aligned(chain.x);
+  const bool T_vectors = chain.T_k == 1 && chain.T_t % 8 == 0 && chain.T_a % 8 == 0 && vectors_aligned(chain.T);
   const Job job{chain, x_vectors, T_vectors, runs_aligned(chain, run_of(ROWS))};
   return launch(kernel<Shape>, {dim3(unsigned(blocks)), kThreads, Shape::kSharedBytes}, stream, job);
 }

@@ -31,7 +31,7 @@ struct Job {
   const void *bias;
   int token_blocks, a_blocks, places;
   int units, unit_tiles;
-  int scaler_steps, template_steps, depth_steps, stages, shared_bytes;
+  int scaler_steps, template_steps, depth_steps, stages;
   bool y_boxes, y_runs;  // aligned for it
 };
 
@@ -249,13 +249,15 @@ __global__ void __launch_bounds__(WEIT_SM90A_THREADS(kThreads), 1) kernel(const 
 }
 
 // Cuts the work such that the last block to end does so as early as possible. A unit costs one tile more, about what the
-// templates and scalers of its place take.
+// templates and scalers of its place take. For so many rounds of blocks, the smallest units that need no more.
 void set_units(Job &job, const Device &device) {
   int64_t least = INT64_MAX;
-  for (int tiles = 1; tiles <= min(job.token_blocks, 1024); ++tiles) {
-    const int64_t units = blocks_of(job.token_blocks, tiles) * job.places;
-    const int64_t time = blocks_of(units, device.processors) * (tiles + 1);
-    if (time < least) least = time, job.units = int(units), job.unit_tiles = tiles;
+  const int64_t even = blocks_of(int64_t(job.token_blocks) * job.places, device.processors);  // tiles of each block
+  for (int64_t rounds = blocks_of(job.places, device.processors); even + rounds <= least; ++rounds) {
+    const int64_t most = min(int64_t(job.token_blocks), rounds * device.processors / job.places);  // units of a place
+    const int64_t tiles = blocks_of(job.token_blocks, most), time = rounds * (tiles + 1);
+    if (time > least) continue;
+    least = time, job.unit_tiles = int(tiles), job.units = int(blocks_of(job.token_blocks, tiles) * job.places);
   }
 }
 
@@ -273,23 +275,19 @@ cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
   set_units(job, device);
   job.scaler_steps = steps(chain.n, Order::kScalers);
   job.template_steps = steps(chain.N, TEMPLATES), job.depth_steps = steps(chain.q, kDepth);
-  const auto whole = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  job.y_boxes = chain.out == chain.m * chain.p && chain.p % 8 == 0 && whole(chain.y);
+  job.y_boxes = chain.out == chain.m * chain.p && chain.p % 8 == 0 && vectors_aligned(chain.y);
   job.y_runs = runs_aligned(job.chain, run_of(ROWS));
 
-  const auto stages_beside = [&](bool y_boxes) {
-    const int64_t resident =
-        job.template_steps *
-            (int64_t(job.depth_steps) * Shape::kTBytes + int64_t(job.scaler_steps) * Shape::kSBytes) +
-        y_boxes * Shape::Output::kBytes + Shape::Output::kBiasBytes + kBarrierBytes;
-    job.shared_bytes = int(min(resident, int64_t(device.shared_bytes)));
-    return (device.shared_bytes - resident) / kStageBytes;
+  const auto beside_stages = [&] {  // bytes
+    return job.template_steps *
+               (int64_t(job.depth_steps) * Shape::kTBytes + int64_t(job.scaler_steps) * Shape::kSBytes) +
+           job.y_boxes * Shape::Output::kBytes + Shape::Output::kBiasBytes + kBarrierBytes;
   };
-  if (job.y_boxes && stages_beside(true) < kLeastStages) job.y_boxes = false;
-  const int64_t stages = stages_beside(job.y_boxes);
-  if (stages < kLeastStages) return cudaErrorNotSupported;
-  job.stages = int(min(stages, int64_t(kMostStages)));
-  job.shared_bytes += job.stages * kStageBytes;
+  const auto stages = [&] { return (device.shared_bytes - beside_stages()) / kStageBytes; };
+  if (stages() < kLeastStages) job.y_boxes = false;
+  if (stages() < kLeastStages) return cudaErrorNotSupported;
+  job.stages = int(min(stages(), int64_t(kMostStages)));
+  const int shared_bytes = int(beside_stages()) + job.stages * kStageBytes;
 
   const Axis x_axes[] = {{chain.q, 1, kDepth}, {chain.n, chain.q, 1}, {chain.M, chain.in, kTokens}};
   const Axis T_axes[] = {
@@ -306,7 +304,7 @@ cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
   }
   if (!built_for_sm90a(kernel<Shape>, kThreads)) return cudaErrorNotSupported;
   const unsigned blocks = min(job.units, device.processors);
-  return launch(kernel<Shape>, {dim3(blocks), kThreads, job.shared_bytes}, stream, job);
+  return launch(kernel<Shape>, {dim3(blocks), kThreads, shared_bytes}, stream, job);
 }
 
 // Tiles by the scaler rows and templates that they hold, with as many template rows as fit. For each of them the sums
@@ -327,9 +325,8 @@ cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t templates_first_sm90(const Chain &chain, const Device &device, cudaStream_t stream) {
-  const auto aligned = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   // What copies of boxes need: dense rows, each at a multiple of 16 bytes.
-  if (chain.T_k != 1 || chain.in != chain.n * chain.q || !aligned(chain.x) || !aligned(chain.T))
+  if (chain.T_k != 1 || chain.in != chain.n * chain.q || !vectors_aligned(chain.x) || !vectors_aligned(chain.T))
     return cudaErrorNotSupported;
   for (const int64_t stride : {chain.q, chain.T_a, chain.T_t})
     if (stride % 8) return cudaErrorNotSupported;

@@ -20,15 +20,14 @@ struct Plan {
 // (t,j) make a matrix instruction; four or more scaler columns keep the tile of dy small.
 Plan plan(const WeightGrads &g, const Device &device, bool dT) {
   const auto whole = [](auto... values) { return ((values % 8 == 0) && ...); };
-  const auto aligned = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   GradJob job{g};
   job.log_t = log_of(g.N, 3);
   job.log_a = kLogOwned - job.log_t;
   const int least = job.log_t > 2 ? 2 : 4 - job.log_t, log_n = log_of(g.n, 4);
   job.log_j = log_n < least ? least : log_n;
-  job.x_dense = aligned(g.x) && whole(g.q, g.in);
-  job.dy_dense = aligned(g.dy) && whole(g.p, g.out);
-  job.T_dense = aligned(g.T) && g.T_k == 1 && whole(g.T_t, g.T_a, g.q);
+  job.x_dense = vectors_aligned(g.x) && whole(g.q, g.in);
+  job.dy_dense = vectors_aligned(g.dy) && whole(g.p, g.out);
+  job.T_dense = vectors_aligned(g.T) && g.T_k == 1 && whole(g.T_t, g.T_a, g.q);
   const int most = log_of(g.m, dT ? 5 : 6);
   for (const int BJM : {128, 64})
     for (job.log_depth = most < 4 ? 4 : most;; job.log_depth = 4) {

@@ -226,11 +226,10 @@ struct Plan {
 
 Plan plan(const WeightGrads &g, const Device &device) {
   Plan made{};
-  const auto aligned = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   // What copies of boxes need: dense rows, each at a multiple of 16 bytes. And where a block would use half of its tile
   // or less, the other kernel is as fast.
   if (g.in != g.n * g.q || g.out != g.m * g.p || g.T_k != 1 || g.M > INT32_MAX - kZRows) return made;
-  if (!aligned(g.x) || !aligned(g.dy) || !aligned(g.T)) return made;
+  if (!vectors_aligned(g.x) || !vectors_aligned(g.dy) || !vectors_aligned(g.T)) return made;
   for (const int64_t stride : {g.q, g.p, g.T_a, g.T_t})
     if (stride % 8) return made;
   if (g.p <= 32 || g.q <= 32 || g.N <= 2) return made;

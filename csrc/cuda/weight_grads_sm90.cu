@@ -221,10 +221,10 @@ struct Plan {
 
 Plan plan(const WeightGrads &g, const Device &device) {
   Plan made{};
-  const auto aligned = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   // What copies of boxes need: dense rows, each at a multiple of 16 bytes, and boxes of 256 at most. And where a block
   // would use half of its tile or less, the other kernel is as fast.
-  if (g.in != g.n * g.q || g.out != g.m * g.p || g.q % 8 || g.p % 8 || !aligned(g.x) || !aligned(g.dy)) return made;
+  if (g.in != g.n * g.q || g.out != g.m * g.p || g.q % 8 || g.p % 8) return made;
+  if (!vectors_aligned(g.x) || !vectors_aligned(g.dy)) return made;
   if (g.p <= 32 || g.q <= 32 || g.n > 256 || g.m > 256 || g.M > INT32_MAX - 256) return made;
 
   Job &job = made.job;

@@ -40,6 +40,7 @@ def test_rows_share_a_key_by_powers_of_two_and_nothing_else_is_shared() -> None:
         {"shape": KronShape(4, 16, 16, 64, 64, 1023, 1024)},
         {"shape": KronShape(4, 16, 16, 64, 64, 1024, 1024, kernel=(3, 3))},
     ]
+    changes.append({"shape": changes[-1]["shape"], "channels_last": True})
     changes[4]["shape"] = changes[-1]["shape"]
     keys = {request(**change).key for change in [{}, *changes]}
     assert len(keys) == 1 + len(changes)

@@ -38,7 +38,7 @@ class ConvArgs:
 
 def channels_last(maps: Tensor) -> bool:
     """Whether the pixels' channels lie side by side and, unlike those of a contiguous tensor, nothing else does."""
-    return maps.movedim(1, -1).is_contiguous() and not maps.is_contiguous()
+    return not maps.is_contiguous() and maps.movedim(1, -1).is_contiguous()
 
 
 def memory_format(maps: Tensor) -> torch.memory_format:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from weit_kernels.shapes import FEW_ROWS
 from weit_kernels.triton.tiles import Tiles, forward_tiles, power_of_two, programs
-
-MOST_ROWS = 64
 
 
 def tiles_for(x: Tensor, n: int, q: int, p: int, m: int, N: int) -> Tiles:
     """Tiles for the rows of ``x``; the other arguments as in ``forward_tiles``."""
-    if x.shape[0] > MOST_ROWS:
+    if x.shape[0] > FEW_ROWS:
         return forward_tiles(n, q, p, m, N, x.element_size())
     return few_rows_tiles(x.shape[0], programs(x), n, q, p, m, N, x.element_size())
 

@@ -84,7 +84,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def no_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "MOST_ROWS", 0)
+    monkeypatch.setattr(cuda, "FEW_ROWS", 0)
 
 
 @pytest.mark.parametrize("dtype", emulated.ELEMENTS, ids=["fp32", "fp16", "bf16"])

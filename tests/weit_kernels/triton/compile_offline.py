@@ -25,9 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from benchmarks.suite import load
-from weit_kernels.shapes import KronShape
+from weit_kernels.shapes import FEW_ROWS, KronShape
 from weit_kernels.triton import on_the_fly, scalers_first, synth, templates_first, weight_grads
-from weit_kernels.triton.few_rows import MOST_ROWS, few_rows_tiles
+from weit_kernels.triton.few_rows import few_rows_tiles
 from weit_kernels.triton.tiles import Tiles, forward_tiles, grad_tiles
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -62,7 +62,7 @@ def kernels(every: bool) -> Iterator[Kernel]:
 
 def _linear(name: str, s: KronShape, rows: int, train: bool, dtype: str, itemsize: int) -> Iterator[Kernel]:
     def tiles(*sizes: int) -> Tiles:
-        few = rows <= MOST_ROWS
+        few = rows <= FEW_ROWS
         return few_rows_tiles(rows, PROCESSORS, *sizes, itemsize) if few else forward_tiles(*sizes, itemsize)
 
     label = f"{name}, {dtype}"
