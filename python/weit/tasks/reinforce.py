@@ -63,8 +63,9 @@ def fine_tune(
         critic_first: steps of the environment, of ``steps``, in which the critic alone learns: what a fresh one says would
             lead a good policy astray.
         log_std: of the exploration, to start with.
-        lr, rollout, batch_size, target_kl, **settings: of PPO: its learning rate, the steps between two updates, items in a
-            step of the optimiser, how far an update may go; others as stable-baselines3 names them.
+        lr, rollout, batch_size, target_kl, **settings: of PPO: its learning rate, which falls to 0 over ``steps``, the steps
+            between two updates, items in a step of the optimiser, how far an update may go; others as stable-baselines3
+            names them.
 
     Returns:
         The learning curve, from before the first step to after the last.
@@ -95,10 +96,11 @@ def fine_tune(
 
     with own_randomness(seed):
         curve = [Point(0, score())]
+        done = 0  # steps; stable-baselines3's own progress is that of one call to learn
         algorithm = PPO(
             ActorPolicy,
             _windowed(make_environment(name), mean, std, context),
-            learning_rate=lr,
+            learning_rate=lambda _: lr * max(0.0, 1 - done / steps),
             n_steps=rollout,
             batch_size=batch_size,
             target_kl=target_kl,
@@ -110,9 +112,11 @@ def fine_tune(
         )
 
         def learn(until: int) -> None:
-            while algorithm.num_timesteps < until:
-                algorithm.learn(min(evaluate_every, until - algorithm.num_timesteps), reset_num_timesteps=False)
-                curve.append(Point(algorithm.num_timesteps, score()))
+            nonlocal done
+            while done < until:
+                algorithm.learn(min(evaluate_every, until - done), reset_num_timesteps=False)
+                done = algorithm.num_timesteps
+                curve.append(Point(done, score()))
 
         with _still([*policy.parameters(), algorithm.policy.log_std]):
             learn(min(critic_first, steps))

@@ -16,7 +16,7 @@ from weit.models.policy import MLPPolicy, TransformerPolicy
 gymnasium = pytest.importorskip("gymnasium", reason="needs weit[control]")
 
 from tests.weit.tasks.pendulum import NAME, Controller, recorded  # noqa: E402
-from weit.tasks import control  # noqa: E402
+from weit.tasks import control, experts  # noqa: E402
 from weit.tasks.control import Control, load  # noqa: E402
 from weit.tasks.rollout import make_environment, returns  # noqa: E402
 
@@ -130,6 +130,25 @@ def test_one_episode_may_end_before_another(hopper):
         together = returns(policy, [make_environment(hopper.name) for _ in range(3)], range(3), **scale)
     assert together == pytest.approx(alone, rel=1e-3)
     assert len(set(together)) == 3
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(control._EPISODES.glob("*.safetensors"))])
+def test_shipped_episodes_are_an_experts(name):
+    """What is recorded first in an undisturbed episode is what the environment still does from that seed."""
+    pytest.importorskip("mujoco", reason="needs weit[control]")
+    shipped = load(name).recording
+    assert shipped.expert_return(1000) > 100 * abs(shipped.random_return(1000))
+    environment = make_environment(name)
+    episodes = zip(
+        *(part.split(shipped.lengths.tolist()) for part in (shipped.observations, shipped.actions)), strict=True
+    )
+    for index, (observations, actions) in enumerate(episodes):
+        if shipped.noise[index] > 0:
+            continue
+        observation, _ = environment.reset(seed=experts._SEEDS + index)
+        for recorded_one, action in zip(observations[:5], actions[:5], strict=True):
+            torch.testing.assert_close(torch.from_numpy(observation).float(), recorded_one, rtol=0.05, atol=0.05)
+            observation = environment.step(action.float().numpy().clip(-1, 1))[0]
 
 
 @pytest.mark.parametrize("model", MODELS)
