@@ -1,7 +1,8 @@
-"""``python -m benchmarks.reinforce runs/hopper-mlp out.json page.md``: reinforcement learning from a comparison's starts.
+"""``python -m benchmarks.reinforce runs/hopper-mlp out.json page.md``: reinforcement learning after a comparison.
 
-The folder is one that ``weit compare --family control`` wrote: its targets, its seeds, its bank's starts, and the models
-that its rivals take from. Every policy goes on with the same proximal policy optimisation; none has been cloned further.
+The folder is one that ``weit compare --family control`` wrote. Every target is cloned once more from every start, as the
+comparison did it and at the rate that it chose, and then goes on by proximal policy optimisation, with the same settings for
+all.
 """
 
 from __future__ import annotations
@@ -10,140 +11,134 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from weit.by_name import build
-from weit.compare.pool import Job, Pool, default_workers
+from weit.by_name import train_dense
+from weit.compare import jobs
+from weit.compare.config import LONGER
+from weit.compare.pool import Job, Pool
+from weit.compare.run import cells
 from weit.files import atomic_write
-from weit.models import load_model
-from weit.models.sizes import parse_size
 from weit.report.html import machine
 from weit.report.results import read_results
-from weit.rivals import RIVALS
-from weit.tasks import load_task
 from weit.tasks.control import Control
 from weit.tasks.reinforce import fine_tune
 
-STARTS = {"scratch": None, "weight_selection": "source", "bert2bert": "small", "weit": "starts"}
-"""Who starts, and the folder that holds what it starts from."""
-STEPS, POINTS = 120_000, 6
-
-
-def learn(
-    folder: Path,
-    paths: dict[str, Path],
-    report: Callable[[float], None],
-    *,
-    data: str,
-    model: str,
-    target: str,
-    start: str,
-    seed: int,
-    settings: dict[str, Any],
-) -> list[tuple[int, float]]:
-    """The learning curve of one policy: steps of the environment, and return in shares of the expert's."""
-    task = load_task(data, paths.get("root"), family="control")
-    assert isinstance(task, Control)
-    network = _start(task, model, target, start, seed, paths.get("from"))
-    episode = {"context": task.context, "mean": task.mean, "std": task.std}
-    curve = fine_tune(network, task.name, seed=seed, **episode, **settings)
-    random, expert = (each(1000) for each in (task.recording.random_return, task.recording.expert_return))
-    return [(point.steps, (point.score - random) / (expert - random)) for point in curve]
-
-
-def _start(task: Control, model: str, target: str, start: str, seed: int, origin: Path | None) -> nn.Module:
-    if start == "weit":
-        assert origin is not None
-        return load_model(origin)[0]
-    fresh = build(task, model, parse_size(target), seed)
-    source = None if origin is None else load_model(origin)[0]
-    return RIVALS[start](fresh, source, seed=seed)
-
-
-def compare(folder: Path, out: Path, settings: dict[str, Any], targets: Sequence[str] | None = None) -> dict[str, Any]:
-    """All curves, by target and start; jobs that ``out`` holds are not run again. ``targets``: some of them."""
-    found, _ = read_results(folder / "results.json")
-    if found.config.family != "control":
-        raise ValueError(f"{folder} must be a comparison of policies, got the family {found.config.family}")
-    if unknown := sorted({*(targets or ())} - {*found.config.targets}):
-        raise ValueError(f"targets must be of {', '.join(found.config.targets)}, got {', '.join(unknown)}")
-    targets, jobs = targets or found.config.targets, {}
-    for target in targets:
-        for start, kind in STARTS.items():
-            for seed in range(found.config.seeds):
-                name = f"starts/{target}-seed{seed}" if kind == "starts" else kind
-                paths = {} if name is None else {"from": folder / name}
-                paths |= {} if found.config.root is None else {"root": found.config.root}
-                arguments = {"data": found.data, "model": found.model, "target": target, "start": start}
-                arguments |= {"seed": seed, "settings": settings}
-                jobs[target, start, seed] = Job(f"{target}-{start}-seed{seed}", learn, arguments, paths)
-    with Pool(out, default_workers()) as pool:
-        curves = dict(zip(jobs, pool.run(list(jobs.values()), "learning"), strict=True))
-    by_pair = {
-        target: {start: [curves[target, start, seed] for seed in range(found.config.seeds)] for start in STARTS}
-        for target in targets
-    }
-    return {"data": found.data, "model": found.model, "settings": settings, "machine": machine(), "curves": by_pair}
-
-
-def page(results: dict[str, Any]) -> str:
-    """The curves as a table of means and standard deviations over the seeds, in % of the expert's return."""
-    rows, steps = [], None
-    for target, starts in results["curves"].items():
-        for start, curves in starts.items():
-            steps = [point[0] for point in curves[0]]
-            at = [[curve[i][1] for curve in curves] for i in range(len(steps))]
-            rows.append([target, start.replace("_", " "), *map(_spread, at), _spread(list(map(_mean_of, curves)))])
-    assert steps is not None
-    head = ["target", "start", *(f"{step:,}" for step in steps), "mean of the curve"]
-    lines = [head, ["---", "---", *["--:"] * (len(steps) + 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _mean_of(curve: Sequence[Sequence[float]]) -> float:
-    return statistics.mean(score for _, score in curve)
-
-
-def _spread(scores: list[float]) -> str:
-    deviation = f" ± {100 * statistics.stdev(scores):.0f}" if len(scores) > 1 else ""
-    return f"{100 * statistics.mean(scores):.0f}{deviation}"
-
+STEPS, POINTS = 100_000, 5
 
 OPENING = """# Reinforcement learning
 
-`python -m benchmarks.reinforce` takes a comparison of policies (`weit compare --family control`), and goes on from its
-starts, before any of them was cloned at its own size, by proximal policy optimisation (`weit.tasks.reinforce.fine_tune`, the
-same settings for all). Returns after so many steps of the environment in % of the expert's, mean ± standard deviation over
-the seeds, on five episodes each; in the first steps a fresh critic learns alone."""
+`python -m benchmarks.reinforce` takes a comparison of policies (`weit compare --family control`), clones every target from
+every start as the comparison did, and goes on by proximal policy optimisation (`weit.tasks.reinforce.fine_tune`), with the
+same settings for all, none of them chosen by these results. Returns after so many steps of the environment in % of the
+expert's, mean ± standard deviation over the seeds, on five episodes each; in the first 8,192 steps a fresh critic learns
+alone. The last column is the area under the curve, as a mean return."""
 
 
-def write(results: dict[str, Any], out: Path, document: Path | None) -> None:
-    """Keep the results, and a page about them."""
-    atomic_write(out, json.dumps(results, indent=1) + "\n")
-    if document is not None:
-        about = results["machine"]
-        said = f"{results['model']} on {results['data']}; {about['processor']}, torch {about['torch']}."
-        atomic_write(document, f"{OPENING}\n\n{said}\n\n{page(results)}\n")
+def learn_on(
+    folder: Path, paths: dict[str, Path], report: Callable[[float], None], *, reinforce: dict[str, Any], **cell: Any
+) -> list[tuple[int, float]]:
+    """Clone a cell of a comparison, then reinforce it: steps of the environment, and return as a share of the expert's."""
+    task, config, network = jobs.begin_cell(paths, **cell)
+    assert isinstance(task, Control)
+    train_dense(task, network, config, evaluate=lambda _: {}, progress=False)
+    episode = {"context": task.context, "mean": task.mean, "std": task.std}
+    curve = fine_tune(network.eval(), task.name, seed=config.seed, **episode, **reinforce)
+    return [(point.steps, task.share(point.score)) for point in curve]
+
+
+def reinforce(
+    folder: Path, settings: dict[str, Any], targets: Sequence[str] | None = None, starts: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The curves of all seeds, by target and start; ``folder/reinforced`` keeps finished runs.
+
+    Args:
+        folder: of the comparison.
+        settings: of ``fine_tune``.
+        targets, starts: some of the comparison's, under the names that it has for them; all if not given.
+
+    Raises:
+        ValueError: a comparison of something else, or without one of ``targets`` or ``starts``.
+        OSError: there is no comparison. RuntimeError: a run failed.
+    """
+    comparison, _ = read_results(folder / "results.json")
+    if comparison.config.family != "control":
+        raise ValueError(f"{folder} must be a comparison of policies, got the family {comparison.config.family}")
+    present = {row.target: [name for name in row.outcomes if name != LONGER] for row in comparison.rows}
+    every = sorted({name for names in present.values() for name in names})
+    for what, asked, known in (("targets", targets, [*present]), ("starts", starts, every)):
+        if unknown := sorted({*(asked or ())} - {*known}):
+            raise ValueError(f"{what} must be of {', '.join(known)}, got {', '.join(unknown)}")
+    comparison = replace(comparison, config=replace(comparison.config, out=folder))
+    with Pool(folder, comparison.config.processes) as pool:
+        wanted = {
+            (target, start, seed): _reinforced(cell, settings)
+            for (target, start, seed), cell in cells(comparison, pool).items()
+            if target in (targets or present) and start in (starts or present[target]) and start != LONGER
+        }
+        found = dict(zip(wanted, pool.run(list(wanted.values()), "reinforcing"), strict=True))
+    curves: dict[str, dict[str, list[Any]]] = {}
+    for (target, start, _), curve in found.items():
+        curves.setdefault(target, {}).setdefault(start, []).append(curve)
+    about = {"data": comparison.data, "model": comparison.model, "cloning steps": comparison.config.steps}
+    return {**about, "settings": settings, "machine": machine(), "curves": curves}
+
+
+def _reinforced(cell: Job, settings: dict[str, Any]) -> Job:
+    arguments = {**cell.arguments, "reinforce": settings}
+    return replace(cell, name=cell.name.replace("cells", "reinforced", 1), function=learn_on, arguments=arguments)
+
+
+def page(results: dict[str, Any]) -> str:
+    """The document: means and standard deviations over the seeds, in % of the expert's return."""
+    about, settings = results["machine"], ", ".join(f"{name} {value}" for name, value in results["settings"].items())
+    said = (
+        f"{results['model']} on {results['data']}, {results['cloning steps']} steps of cloning; {settings}. "
+        f"{about['processor']}, torch {about['torch']}."
+    )
+    rows, steps = [], []
+    for target, starts in results["curves"].items():
+        for start, curves in starts.items():
+            steps = [step for step, _ in curves[0]]
+            by_step = zip(*([score for _, score in curve] for curve in curves), strict=True)
+            rows.append([target, start.replace("_", " "), *map(_percent, by_step), _percent(list(map(_area, curves)))])
+    head = ["target", "start", *(f"{step:,}" for step in steps), "area"]
+    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)], *rows]
+    return "\n\n".join([OPENING, said, "\n".join(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+
+
+def _area(curve: Sequence[Sequence[float]]) -> float:
+    """Under the curve by trapezoids, over its length."""
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve)) / (curve[-1][0] - curve[0][0])
+
+
+def _percent(scores: Sequence[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(scores):.0f}" if len(scores) > 1 else ""
+    return f"{100 * statistics.mean(scores):.0f}{deviation}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reinforce", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("comparison", type=Path, help="folder that weit compare --family control wrote")
-    parser.add_argument("out", type=Path, help="JSON file to write; a folder of its name keeps finished runs")
+    parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("page", type=Path, nargs="?", help="Markdown file to write")
     parser.add_argument("--targets", nargs="+", help="some of the comparison's; all of them if not given")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the environment")
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--starts", nargs="+", help="such as scratch weit; all of them if not given")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the environment")
     given = parser.parse_args(arguments)
-    settings = {"steps": given.steps, "evaluate_every": max(1, given.steps // POINTS), "lr": given.lr}
+    if given.steps < 1:
+        parser.error(f"--steps must be at least 1, got {given.steps}")
+    settings = {"steps": given.steps, "evaluate_every": max(1, given.steps // POINTS)}
     try:
-        results = compare(given.comparison, given.out.with_suffix(""), settings, given.targets)
-    except (ValueError, OSError, RuntimeError) as error:
+        results = reinforce(given.comparison, settings, given.targets, given.starts)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    write(results, given.out, given.page)
+    atomic_write(given.out, json.dumps(results, indent=1) + "\n")
+    if given.page is not None:
+        atomic_write(given.page, page(results))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def try_rate(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[st
 
     ``None`` if its loss or score becomes infinite: too high a learning rate is an answer, and must not end the comparison.
     """
-    loaded, config, network = _started(paths, **cell)
+    loaded, config, network = begin_cell(paths, **cell)
     progress = _Ticks(report, config)
     try:
         train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
@@ -112,10 +112,10 @@ def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[
     """Train one model from one start: its learning curve, measured quickly on the test split, and what it scores at the
     end on the test split in full.
 
-    ``cell`` is as ``_started`` takes it. A run whose loss or score becomes infinite ends with the worst score that it had
+    ``cell`` is as ``begin_cell`` takes it. A run whose loss or score becomes infinite ends with the worst score that it had
     on the way.
     """
-    loaded, config, network = _started(paths, **cell)
+    loaded, config, network = begin_cell(paths, **cell)
     metric, progress = loaded.metrics[0], _Ticks(report, config)
 
     def scores(quick: bool) -> dict[str, float]:
@@ -149,7 +149,7 @@ def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[
     }
 
 
-def _started(
+def begin_cell(
     paths: Paths,
     *,
     task: dict[str, Any],

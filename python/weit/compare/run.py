@@ -61,6 +61,23 @@ def compare(config: CompareConfig, pool: Pool | None = None) -> Comparison:
         return _Plan(config, task, model, prepare(config, task, model, own)).run(own)
 
 
+def cells(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], Job]:
+    """The job behind every cell of a comparison: target, start and seed → what ``jobs.begin_cell`` begins with.
+
+    Raises:
+        ValueError, OSError, RuntimeError: as ``prepare``, which reads what ``comparison.config.out`` holds.
+    """
+    config = comparison.config
+    task = config.task()
+    plan = _Plan(config, task, comparison.model, prepare(config, task, comparison.model, pool))
+    return {
+        (row.target, name, seed): plan.cell(row.target, name, outcome.lr, seed)
+        for row in comparison.rows
+        for name, outcome in row.outcomes.items()
+        for seed in range(config.seeds)
+    }
+
+
 class _Plan:
     """A checked configuration and the jobs that follow from it."""
 
@@ -91,7 +108,7 @@ class _Plan:
         lrs = self._rates(pairs, pool)
         if LONGER in config.rivals:
             lrs |= {(target, LONGER): lrs[target, SCRATCH] for target in self.sizes}
-        cells = {(*pair, seed): self._cell(*pair, lr, seed) for pair, lr in lrs.items() for seed in seeds}
+        cells = {(*pair, seed): self.cell(*pair, lr, seed) for pair, lr in lrs.items() for seed in seeds}
         results = dict(zip(cells, pool.run(list(cells.values()), "seeds"), strict=True))
         rows = []
         for target, size in self.sizes.items():
@@ -155,10 +172,11 @@ class _Plan:
         )
 
     def _trial(self, target: str, name: str, peak: float) -> Job:
-        cell = self._cell(target, name, peak, 0)
+        cell = self.cell(target, name, peak, 0)
         return replace(cell, name=f"rates/{name}/{target}-lr{peak:g}", function=jobs.try_rate)
 
-    def _cell(self, target: str, name: str, peak: float, seed: int) -> Job:
+    def cell(self, target: str, name: str, peak: float, seed: int) -> Job:
+        """Training of one target from one start at the peak rate ``peak``."""
         config = self.config
         steps = config.steps + (round(self._extra_steps(target, WEIT)) if name == LONGER else 0)
         start: dict[str, Any] = {}

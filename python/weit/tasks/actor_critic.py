@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
@@ -30,6 +32,20 @@ class ActorPolicy(ActorCriticPolicy):
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the actor gives actions, not features to make some of
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+
+class BeforeRollouts(BaseCallback):
+    """Calls ``function(steps of the environment so far)`` before each rollout."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        super().__init__()
+        self._function = function
+
+    def _on_rollout_start(self) -> None:
+        self._function(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class _Untouched(nn.Module):

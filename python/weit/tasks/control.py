@@ -87,8 +87,12 @@ class Control(Task):
             environments = self._environments[:episodes]
             earned = returns(model, environments, seeds, **scale, context=self.context, steps=_STEPS)
             error = self._error(model, self._splits[split], device)
+        return {"return": self.share(sum(earned) / episodes), "loss": error}
+
+    def share(self, earned: float) -> float:
+        """A return as a share of the expert's: 0 for a random policy's, 1 for the expert's."""
         random, expert = self.recording.random_return(_STEPS), self.recording.expert_return(_STEPS)
-        return {"return": (sum(earned) / episodes - random) / (expert - random), "loss": error}
+        return (earned - random) / (expert - random)
 
     def _error(self, model: nn.Module, held_out: TensorDataset, device: torch.device, batch_size: int = 512) -> float:
         """Mean loss over the steps of held-out episodes."""

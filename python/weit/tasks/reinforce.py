@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,9 +63,9 @@ def fine_tune(
         critic_first: steps of the environment, of ``steps``, in which the critic alone learns: what a fresh one says would
             lead a good policy astray.
         log_std: of the exploration, to start with.
-        lr, rollout, batch_size, target_kl, **settings: of PPO: its learning rate, which falls to 0 over ``steps``, the steps
-            between two updates, items in a step of the optimiser, how far an update may go; others as stable-baselines3
-            names them.
+        lr, rollout, batch_size, target_kl, **settings: of PPO: its learning rate, which falls linearly, to nearly 0 in the
+            last update; the steps between two updates, items in a step of the optimiser, how far an update may go; others
+            as stable-baselines3 names them.
 
     Returns:
         The learning curve, from before the first step to after the last.
@@ -84,7 +84,7 @@ def fine_tune(
     try:
         from stable_baselines3 import PPO
 
-        from weit.tasks.actor_critic import ActorPolicy
+        from weit.tasks.actor_critic import ActorPolicy, BeforeRollouts
     except ImportError as error:
         raise RuntimeError(f"fine-tuning needs stable-baselines3: pip install weit[control] ({error})") from error
     _check(policy, judges[0], mean, std, context)
@@ -95,12 +95,10 @@ def fine_tune(
         return float(np.mean(returns(policy, judges, seeds, mean=mean, std=std, context=context, steps=episode_steps)))
 
     with own_randomness(seed):
-        curve = [Point(0, score())]
-        done = 0  # steps; stable-baselines3's own progress is that of one call to learn
         algorithm = PPO(
             ActorPolicy,
             _windowed(make_environment(name), mean, std, context),
-            learning_rate=lambda _: lr * max(0.0, 1 - done / steps),
+            learning_rate=lambda left: lr * min(1.0, left + rollout / steps),  # what is left after the rollout it is of
             n_steps=rollout,
             batch_size=batch_size,
             target_kl=target_kl,
@@ -110,17 +108,20 @@ def fine_tune(
             device="cpu",
             **settings,
         )
+        curve = [Point(0, score())]
+        still = ExitStack()  # what does not learn while the critic alone does
 
-        def learn(until: int) -> None:
-            nonlocal done
-            while done < until:
-                algorithm.learn(min(evaluate_every, until - done), reset_num_timesteps=False)
-                done = algorithm.num_timesteps
+        def before_rollout(done: int) -> None:
+            if done >= critic_first:
+                still.close()
+            if done >= curve[-1].steps + evaluate_every:
                 curve.append(Point(done, score()))
 
-        with _still([*policy.parameters(), algorithm.policy.log_std]):
-            learn(min(critic_first, steps))
-        learn(steps)
+        with still:
+            still.enter_context(_still([*policy.parameters(), algorithm.policy.log_std]))
+            algorithm.learn(steps, callback=BeforeRollouts(before_rollout))
+        if algorithm.num_timesteps > curve[-1].steps:
+            curve.append(Point(algorithm.num_timesteps, score()))
     return curve
 
 

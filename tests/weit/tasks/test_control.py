@@ -133,22 +133,23 @@ def test_one_episode_may_end_before_another(hopper):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(control._EPISODES.glob("*.safetensors"))])
-def test_shipped_episodes_are_an_experts(name):
-    """What is recorded first in an undisturbed episode is what the environment still does from that seed."""
+def test_shipped_episodes_are_what_the_environment_still_does(name):
+    """Undisturbed episodes begin as the environment begins from their seeds, and go on as it does under their actions."""
     pytest.importorskip("mujoco", reason="needs weit[control]")
     shipped = load(name).recording
-    assert shipped.expert_return(1000) > 100 * abs(shipped.random_return(1000))
     environment = make_environment(name)
     episodes = zip(
         *(part.split(shipped.lengths.tolist()) for part in (shipped.observations, shipped.actions)), strict=True
     )
+    other, _ = environment.reset(seed=0)
     for index, (observations, actions) in enumerate(episodes):
         if shipped.noise[index] > 0:
             continue
         observation, _ = environment.reset(seed=experts._SEEDS + index)
-        for recorded_one, action in zip(observations[:5], actions[:5], strict=True):
-            torch.testing.assert_close(torch.from_numpy(observation).float(), recorded_one, rtol=0.05, atol=0.05)
-            observation = environment.step(action.float().numpy().clip(-1, 1))[0]
+        assert abs(observation - observations[0].numpy()).max() < 1e-3 < abs(observation - other).max()
+        for following, action in zip(observations[1:5], actions, strict=False):
+            observation = environment.step(action.numpy().clip(-1, 1))[0]
+            assert abs(observation - following.numpy()).max() < 0.03
 
 
 @pytest.mark.parametrize("model", MODELS)

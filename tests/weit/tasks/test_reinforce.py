@@ -51,6 +51,25 @@ def test_the_same_seed_gives_the_same_curve_and_leaves_randomness_alone():
     assert fine_tune(mlp(), NAME, 64, seed=1, **SMALL)[1] != first[1]
 
 
+def test_the_rate_falls_whatever_is_measured(monkeypatch):
+    from stable_baselines3 import PPO
+
+    rates, ends = {}, {}
+    train = PPO.train
+    for every in (64, 1000):
+        seen = rates[every] = []
+
+        def trained(self, seen=seen):
+            train(self)
+            seen.append(self.policy.optimizer.param_groups[0]["lr"])
+
+        monkeypatch.setattr(PPO, "train", trained)
+        ends[every] = fine_tune(mlp(), NAME, 256, lr=1e-3, **(SMALL | {"evaluate_every": every}))[-1]
+    assert rates[64] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert rates[64] == rates[1000]
+    assert ends[64] == ends[1000]
+
+
 def test_a_transformer_learns_too():
     torch.manual_seed(0)
     policy = TransformerPolicy(obs_dim=3, act_dim=1, context=4, width=16, depth=1)
