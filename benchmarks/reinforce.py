@@ -89,7 +89,9 @@ def reinforce(
 
 def _reinforced(cell: Job, settings: dict[str, Any]) -> Job:
     arguments = {**cell.arguments, "reinforce": settings}
-    return replace(cell, name=cell.name.replace("cells", "reinforced", 1), function=learn_on, arguments=arguments)
+    return replace(
+        cell, name=cell.name.replace("cells", "reinforced", 1), function=learn_on, arguments=arguments, work=1.0
+    )
 
 
 def page(results: dict[str, Any]) -> str:
