@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from benchmarks.tables import Table
 from weit.by_name import train_dense
 from weit.compare import jobs
 from weit.compare.config import LONGER
 from weit.compare.pool import Job, Pool
-from weit.compare.run import cells
+from weit.compare.run import cell_jobs
+from weit.compare.summary import spread
 from weit.files import atomic_write
 from weit.report.html import machine
 from weit.report.results import read_results
@@ -76,7 +78,7 @@ def reinforce(
     with Pool(folder, comparison.config.processes) as pool:
         wanted = {
             (target, start, seed): _reinforced(cell, settings)
-            for (target, start, seed), cell in cells(comparison, pool).items()
+            for (target, start, seed), cell in cell_jobs(comparison, pool).items()
             if target in (targets or present) and start in (starts or present[target]) and start != LONGER
         }
         found = dict(zip(wanted, pool.run(list(wanted.values()), "reinforcing"), strict=True))
@@ -88,10 +90,9 @@ def reinforce(
 
 
 def _reinforced(cell: Job, settings: dict[str, Any]) -> Job:
-    arguments = {**cell.arguments, "reinforce": settings}
-    return replace(
-        cell, name=cell.name.replace("cells", "reinforced", 1), function=learn_on, arguments=arguments, work=1.0
-    )
+    name, arguments = cell.name.replace("cells", "reinforced", 1), {**cell.arguments, "reinforce": settings}
+    # The environment takes the time, whatever the network's size.
+    return replace(cell, name=name, function=learn_on, arguments=arguments, work=1.0)
 
 
 def page(results: dict[str, Any]) -> str:
@@ -107,9 +108,8 @@ def page(results: dict[str, Any]) -> str:
             steps = [step for step, _ in curves[0]]
             by_step = zip(*([score for _, score in curve] for curve in curves), strict=True)
             rows.append([target, start.replace("_", " "), *map(_percent, by_step), _percent(list(map(_area, curves)))])
-    head = ["target", "start", *(f"{step:,}" for step in steps), "area"]
-    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)], *rows]
-    return "\n\n".join([OPENING, said, "\n".join(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+    table = Table("", "", ("target", "start", *(f"{step:,}" for step in steps), "area"), rows)
+    return f"{OPENING}\n\n{said}\n\n{table.markdown()}\n"
 
 
 def _area(curve: Sequence[Sequence[float]]) -> float:
@@ -118,8 +118,7 @@ def _area(curve: Sequence[Sequence[float]]) -> float:
 
 
 def _percent(scores: Sequence[float]) -> str:
-    deviation = f" ± {100 * statistics.stdev(scores):.0f}" if len(scores) > 1 else ""
-    return f"{100 * statistics.mean(scores):.0f}{deviation}"
+    return f"{100 * fmean(scores):.0f} ± {100 * spread(list(scores)):.0f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

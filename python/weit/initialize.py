@@ -45,7 +45,7 @@ def initialize(
         data: what the scalers are fitted on; ``None`` for the first guess alone.
         steps: of fitting; 0 for the first guess alone.
         lr, batch_size, seed, loss, progress, **settings: as for ``fit_scalers``. After a long pre-training the first guess
-            is good already, and a lower ``lr`` (1e-3 to 5e-3) keeps more of it.
+            is good already, and a lower ``lr`` keeps more of it (docs/findings.md).
         depth: how layers correspond in a shallower model; see ``map_depth``.
         rules: as for ``kronify``.
 

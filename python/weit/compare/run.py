@@ -61,7 +61,7 @@ def compare(config: CompareConfig, pool: Pool | None = None) -> Comparison:
         return _Plan(config, task, model, prepare(config, task, model, own)).run(own)
 
 
-def cells(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], Job]:
+def cell_jobs(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], Job]:
     """The job behind every cell of a comparison: target, start and seed → what ``jobs.begin_cell`` begins with.
 
     Raises:

@@ -109,19 +109,17 @@ def fine_tune(
             **settings,
         )
         curve = [Point(0, score())]
-        still = ExitStack()  # what does not learn while the critic alone does
+        with ExitStack() as actor:
+            actor.enter_context(_still([*policy.parameters(), algorithm.policy.log_std]))
 
-        def before_rollout(done: int) -> None:
-            if done >= critic_first:
-                still.close()
-            if done >= curve[-1].steps + evaluate_every:
-                curve.append(Point(done, score()))
+            def before_rollout(done: int) -> None:
+                if done >= critic_first:
+                    actor.close()
+                if done >= curve[-1].steps + evaluate_every:
+                    curve.append(Point(done, score()))
 
-        with still:
-            still.enter_context(_still([*policy.parameters(), algorithm.policy.log_std]))
             algorithm.learn(steps, callback=BeforeRollouts(before_rollout))
-        if algorithm.num_timesteps > curve[-1].steps:
-            curve.append(Point(algorithm.num_timesteps, score()))
+        curve.append(Point(algorithm.num_timesteps, score()))
     return curve
 
 

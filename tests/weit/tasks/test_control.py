@@ -13,12 +13,14 @@ import weit
 from weit.engine import TrainConfig, train
 from weit.models.policy import MLPPolicy, TransformerPolicy
 
-gymnasium = pytest.importorskip("gymnasium", reason="needs weit[control]")
+pytest.importorskip("gymnasium", reason="needs weit[control]")
 
-from tests.weit.tasks.pendulum import NAME, Controller, recorded  # noqa: E402
-from weit.tasks import control, experts  # noqa: E402
-from weit.tasks.control import Control, load  # noqa: E402
-from weit.tasks.rollout import make_environment, returns  # noqa: E402
+import gymnasium
+
+from tests.weit.tasks.pendulum import NAME, Controller, recorded
+from weit.tasks import control, experts
+from weit.tasks.control import Control, load
+from weit.tasks.rollout import make_environment, returns
 
 MODELS = {"mlp": MLPPolicy, "transformer": TransformerPolicy}
 
@@ -138,6 +140,7 @@ def test_shipped_episodes_are_what_the_environment_still_does(name):
     pytest.importorskip("mujoco", reason="needs weit[control]")
     shipped = load(name).recording
     environment = make_environment(name)
+    space = environment.action_space
     episodes = zip(
         *(part.split(shipped.lengths.tolist()) for part in (shipped.observations, shipped.actions)), strict=True
     )
@@ -148,7 +151,7 @@ def test_shipped_episodes_are_what_the_environment_still_does(name):
         observation, _ = environment.reset(seed=experts._SEEDS + index)
         assert abs(observation - observations[0].numpy()).max() < 1e-3 < abs(observation - other).max()
         for following, action in zip(observations[1:5], actions, strict=False):
-            observation = environment.step(action.numpy().clip(-1, 1))[0]
+            observation = environment.step(action.numpy().clip(space.low, space.high))[0]
             assert abs(observation - following.numpy()).max() < 0.03
 
 
