@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weit.compare.pool import default_workers
+from weit.engine.config import PRECISIONS
 from weit.models.sizes import parse_size
 from weit.rivals import RIVALS
 from weit.tasks import FAMILIES, Task, load_task
@@ -66,7 +67,8 @@ class CompareConfig:
         full_share: share of its steps that run at full size.
         source_lr: learning rate of source and small model, and of what tleg and distillation learn before step 0.
         ligo_lr: learning rate of ligo's operators.
-        workers: processes, of one thread each; 0 for the number of cores.
+        mixed_precision: of all training: "no", "bf16" or "fp16"; scores are measured in float32.
+        workers: processes, of one thread each; 0 for the number of cores. They share the GPU where there is one.
 
     Raises:
         ValueError: a field out of range.
@@ -102,6 +104,7 @@ class CompareConfig:
     full_share: float = 0.25
     source_lr: float = 4e-3
     ligo_lr: float = 5e-3
+    mixed_precision: str = "no"
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -119,6 +122,8 @@ class CompareConfig:
         for name in ("fit_lr", "pretrain_lr", "source_lr", "ligo_lr"):
             require(0 < getattr(self, name) and isfinite(getattr(self, name)), name, "positive", getattr(self, name))
         require(0 <= self.full_share <= 1, "full_share", "a share from 0 to 1", self.full_share)
+        precisions = self.mixed_precision in PRECISIONS
+        require(precisions, "mixed_precision", f"one of {', '.join(PRECISIONS)}", self.mixed_precision)
         if self.rivals == [ALL]:
             object.__setattr__(self, "rivals", list(RIVAL_NAMES))
         unknown = [name for name in self.rivals if name not in RIVAL_NAMES]
@@ -136,6 +141,13 @@ class CompareConfig:
         root = None if self.root is None else str(self.root)
         own = {"image_size": self.image_size, "augment": self.augment}
         return {"data": self.data, "root": root, "family": self.family, **own}
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """What all training has beside its own settings: nothing in full precision, so that results from before the
+        choice was there are used again.
+        """
+        return {} if self.mixed_precision == "no" else {"mixed_precision": self.mixed_precision}
 
     @property
     def starts(self) -> list[str]:

@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from weit.bank import BankSpec, TemplateBank
@@ -64,7 +65,7 @@ def make_source(
     """Train a dense model for rivals to take from, into ``folder``."""
     config, loaded = TrainConfig(**settings), _load(**task)
     arguments = loaded.arguments(model, size)
-    network, progress = build(loaded, model, size, config.seed), _Ticks(report, config)
+    network, progress = build(loaded, model, size, config.seed).to(_device()), _Ticks(report, config)
     started = time.perf_counter()
     train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     seconds = time.perf_counter() - started
@@ -99,6 +100,7 @@ def try_rate(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[st
     ``None`` if its loss or score becomes infinite: too high a learning rate is an answer, and must not end the comparison.
     """
     loaded, config, network = begin_cell(paths, **cell)
+    network.to(_device())
     progress = _Ticks(report, config)
     try:
         train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
@@ -116,6 +118,7 @@ def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[
     on the way.
     """
     loaded, config, network = begin_cell(paths, **cell)
+    network.to(_device())
     metric, progress = loaded.metrics[0], _Ticks(report, config)
 
     def scores(quick: bool) -> dict[str, float]:
@@ -175,6 +178,11 @@ def begin_cell(
             learning["distance"] = loaded.distance
     network = build(loaded, model, size, config.seed)
     return loaded, config, RIVALS[initializer](network, source, seed=config.seed, **learning)
+
+
+def _device() -> torch.device:
+    """Where accelerate trains; a model that is there already is scored there too, before training and after."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class _Ticks:

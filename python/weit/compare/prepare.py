@@ -74,6 +74,7 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
         "batch_size": config.batch_size,
         "evaluate_every": every,
         "lr": config.pretrain_lr if kind == BANK else config.source_lr,
+        **config.precision,
     }
     size = parse_size({BANK: config.size, SOURCE: config.source_size, SMALL: config.small_size}[kind])
     arguments = {**common(config, task, model, size), "settings": settings}

@@ -162,11 +162,11 @@ class _Plan:
 
     def _start(self, target: str, seed: int) -> Job:
         config, bank = self.config, self.origins[BANK]
-        fit = {"steps": config.fit_steps, "lr": config.fit_lr, "batch_size": config.batch_size, "seed": seed}
+        own = {"steps": config.fit_steps, "lr": config.fit_lr, "batch_size": config.batch_size, "seed": seed}
         return Job(
             name=f"starts/{target}-seed{seed}",
             function=jobs.make_start,
-            arguments={**self._common(target), "bank": bank.digest, **fit},
+            arguments={**self._common(target), "bank": bank.digest, **own, **config.precision},
             paths={"bank": bank.folder},
             work=self.item_flops[target] * config.fit_steps,
         )
@@ -189,7 +189,7 @@ class _Plan:
             start, found["source"] = {"source": origin.digest}, origin.folder
         if name in LEARNED:
             lr = config.ligo_lr if name == "ligo" else config.source_lr
-            start["learn"] = {"steps": config.fit_steps, "batch_size": config.batch_size, "lr": lr}
+            start["learn"] = {"steps": config.fit_steps, "batch_size": config.batch_size, "lr": lr, **config.precision}
         settings = {
             "steps": steps,
             "batch_size": config.batch_size,
@@ -197,6 +197,7 @@ class _Plan:
             "seed": seed,
             # A longer curve has no more points than the others: policies take longer to score than to train.
             "evaluate_every": -(-config.evaluate_every * steps // config.steps),
+            **config.precision,
         }
         return Job(
             name=f"cells/{name}/{target}-lr{peak:g}-seed{seed}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 
+PRECISIONS = ("no", "bf16", "fp16")
 SHARDINGS = ("none", "fsdp")
 HOW = ("accumulate", "sharding", "activation_checkpointing", "workers")
 """Settings that change how a run is computed, and its numbers by no more than rounding: a resumed run may have others."""
@@ -68,7 +69,7 @@ class TrainConfig:
         require(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "from 0")
         require(self, "warmup", 0 <= self.warmup <= 1, "a share from 0 to 1")
         require(self, "betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
-        require(self, "mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), '"no", "bf16" or "fp16"')
+        require(self, "mixed_precision", self.mixed_precision in PRECISIONS, '"no", "bf16" or "fp16"')
         require(self, "sharding", self.sharding in SHARDINGS, " or ".join(f'"{name}"' for name in SHARDINGS))
         sharded = self.sharding != "none"
         require(

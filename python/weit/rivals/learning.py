@@ -33,7 +33,9 @@ class Composed(nn.Module):
         raise NotImplementedError
 
     def forward(self, *inputs: Tensor) -> Any:
-        return functional_call(self._skeleton[0], self.compose(), inputs)
+        with torch.autocast(inputs[0].device.type, enabled=False):  # norms take no parameters of 16 bits
+            state = self.compose()
+        return functional_call(self._skeleton[0], state, inputs)
 
 
 class SoftTargets:

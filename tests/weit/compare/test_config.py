@@ -35,6 +35,7 @@ def test_workers_are_the_cores_unless_said():
         ({"pretrain_lr": 0.0}, "pretrain_lr must be positive"),
         ({"full_share": 1.5}, "full_share must be a share from 0 to 1, got 1.5"),
         ({"templates": 0}, "templates must be at least 1"),
+        ({"mixed_precision": "bf8"}, "mixed_precision must be one of no, bf16, fp16, got bf8"),
     ],
 )
 def test_fields_out_of_range_are_named(fields, message):

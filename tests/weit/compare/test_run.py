@@ -1,12 +1,16 @@
 """A miniature comparison, its jobs run in this process, so that what they get and give can be seen."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests.weit.tasks.test_classification import write_fashion_mnist
 from weit.bank import TemplateBank
 from weit.compare import CompareConfig, compare, jobs
+from weit.engine.processes import Processes
 from weit.models import load_model
 from weit.models.sizes import training_flops
 from weit.tasks import load_task
@@ -274,3 +278,44 @@ def test_a_convnet_from_data_to_rows(tmp_path, model):
     for row in (narrow, wide):
         assert {"scratch", "weight_selection", "bert2bert", "distillation", "weit"} <= row.outcomes.keys()
         assert {"mimetic", "tleg", "ligo"} == row.absent.keys()
+
+
+def test_mixed_precision_is_that_of_all_training_and_absent_from_jobs_without_it(
+    prepared, compared, tmp_path, monkeypatch
+):
+    seen = []
+    usual = Processes.__init__
+
+    def watched(self, mixed_precision="no", *others):
+        seen.append(mixed_precision)
+        usual(self, mixed_precision, *others)
+
+    monkeypatch.setattr(Processes, "__init__", watched)
+    config = CompareConfig(
+        out=tmp_path, size="16x1", smaller=[], source_size="16x1", small_size="16x1", targets=["16x1"],
+        rivals=["weight_selection", "ligo"], lrs=[1e-3], seeds=1, steps=2, batch_size=8, evaluate_every=2, fit_steps=2,
+        pretrain_steps=2, mixed_precision="bf16",
+    )  # fmt: skip
+    compare(config, Here(tmp_path))
+    assert len(seen) >= 9  # bank, source, small; fitting, ligo's operators; scratch, selection, ligo, WeiT
+    assert set(seen) == {"bf16"}
+    assert not any("mixed_precision" in json.dumps(job.arguments) for job, _ in compared[2].values())
+
+
+@pytest.mark.parametrize("job", [jobs.try_rate, jobs.train_cell])
+def test_a_model_is_scored_where_it_is_trained(job, compared, monkeypatch):
+    _, _, ran = compared
+    cell = next(done for done, _ in ran.values() if done.function is job)
+    devices = []
+    monkeypatch.setattr(jobs, "_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(jobs, "train_dense", lambda *others, **settings: None)
+
+    def evaluate(self, model, split, **quick):
+        devices.append(next(model.parameters()).device.type)
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(Classification, "evaluate", evaluate)
+    with contextlib.suppress(ValueError):  # a curve without the points of the training that did not happen
+        job(Path("."), cell.paths, lambda share: None, **cell.arguments)
+    assert devices
+    assert set(devices) == {"meta"}

@@ -32,6 +32,14 @@ def test_other_libraries_give_logits_too(name, arguments):
         assert one(images).shape == (2, 10)
 
 
+def test_the_usual_resnet18_by_width_depth_and_stages():
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    ours = create_model("resnet", img_size=32, width=64, depth=2, stages=4)
+    theirs = timm.create_model("resnet18")
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
 @pytest.mark.parametrize("name", ["vitt", "timm", "timm:", "jax:vit", ""])
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match=r'model must be "vit", .*, "timm:<model>" or "hf:<model type>", got '):
