@@ -58,7 +58,10 @@ def _launch(tiles: GradTiles, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, want_
     a_blocks, j_blocks, t_blocks = triton.cdiv(p, tiles.a), triton.cdiv(n, tiles.j), triton.cdiv(N, tiles.t)
     blocks = a_blocks * j_blocks * t_blocks * (triton.cdiv(q, tiles.k) if want_T else triton.cdiv(m, tiles.i))
     held = 4 * N * ((j_blocks * p * q if want_T else 0) + (a_blocks * m * n if want_S else 0))
-    splits = max(1, min(programs(x) // blocks, GPU_BLOCK_BYTES // held, triton.cdiv(M, tiles.tokens)))
+    # Float32 is added in chains, one for each number of a program's; those of a dense layer are as long as the tokens are
+    # many, and so are ours where a token gives a program no more terms than there are splits.
+    terms = max(tiles.j if want_T else 1, tiles.a if want_S else 1) if x.dtype == torch.float32 else 1
+    splits = max(1, min(max(programs(x) // blocks, terms), GPU_BLOCK_BYTES // held, triton.cdiv(M, tiles.tokens)))
 
     def partial(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float32)
