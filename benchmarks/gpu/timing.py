@@ -49,8 +49,8 @@ class CudaClock:
 
     With ``flush`` every sample starts after a buffer twice the size of the L2 cache has been overwritten: operands come
     from device memory. Without, operands that fit stay in the cache. With ``ahead`` the device is kept busy until the
-    host has launched the step, as it is inside a model: what counts is the device's time alone. Without, a step whose
-    launches take longer than its kernels takes as long as its launches.
+    host has launched the step, as it is inside a model: what counts is the device's time alone. Without, every sample
+    starts on an idle device, and a step whose launches take longer than its kernels takes as long as its launches.
     """
 
     def __init__(self, flush: bool, ahead: bool = True) -> None:
@@ -59,12 +59,14 @@ class CudaClock:
         self._buffer = torch.empty(2 * l2, dtype=torch.uint8, device="cuda") if flush else None
 
     def round(self, steps: dict[str, Step], repeats: int) -> dict[str, float]:
-        """Seconds a call of each step, ``repeats`` calls back to back; the host waits once, at the end."""
+        """Seconds a call of each step, ``repeats`` calls back to back; with ``ahead`` the host waits once, at the end."""
         events = {}
         for name, step in steps.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             try:
-                if self._launch is not None:
+                if self._launch is None:
+                    torch.cuda.synchronize()  # or launches would hide behind what the step before has queued
+                else:
                     keep_busy(min(0.05, 2 * self._launch.get(name, 5e-3)))  # a queue that is full must not fill more
                 if self._buffer is not None:
                     self._buffer.zero_()

@@ -1,0 +1,66 @@
+"""A result of the suite as a page: ``python -m benchmarks.gpu.page benchmarks/results/nvidia-h200.json > docs/gpu_h200.md``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import goals
+from benchmarks.gpu.contenders import AUTO, COMPILED, DENSE, FORCED, MATERIALISED
+
+
+def page(data: Mapping[str, Any], name: str) -> str:
+    """Table, ratios of every contender, goals, and what was left out; ``name``: of the file that ``data`` was in."""
+    versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
+    rows = data["rows"]
+    return "\n".join(
+        [
+            f"# The suite on {data['device']['name']}",
+            "",
+            f"Written by `python -m benchmarks.gpu.page benchmarks/results/{name}`; {data['dtype']}; {versions};",
+            f"{data['date'][:10]}. [gpu.md](gpu.md) says what the columns mean and what follows.",
+            "",
+            goals.table(rows),
+            "",
+            "## Every contender",
+            "",
+            "How many times as fast as the dense layer of the same rounds.",
+            "",
+            ratios(rows),
+            "",
+            "## Goals",
+            "",
+            *(f"- {goal}" for goal in goals.judge(rows)),
+            *(f"- failed: {message}" for message in goals.failures(rows)),
+            *(f"- not run: {item}" for item in data["not_run"]),
+        ]
+    )
+
+
+def ratios(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A column for each contender that has a figure in any row."""
+    names = [AUTO, MATERIALISED, COMPILED, *FORCED]
+    names = [name for name in names if any(goals.figure(row, name) for row in rows)]
+    lines = [f"| shape | phase | {DENSE}, ms | {' | '.join(names)} |", f"|---|---|{'--:|' * (len(names) + 1)}"]
+    for row in rows:
+        dense = goals.figure(row, DENSE, "seconds")
+        figures = [goals.figure(row, name) for name in names]
+        cells = ["" if figure is None else f"{figure:.2f}" for figure in figures]
+        first = "" if dense is None else f"{1e3 * dense:.4f}"
+        lines.append(f"| {row['shape']} | {row['phase']} | {first} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the page of a result file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    path = parser.parse_args().results
+    print(page(json.loads(path.read_text()), path.name))
+
+
+if __name__ == "__main__":
+    main()
