@@ -1,4 +1,4 @@
-"""A result of the suite as a page: ``python -m benchmarks.gpu.page benchmarks/results/nvidia-h200.json > docs/gpu_h200.md``."""
+"""A result of the suite as a page: ``python -m benchmarks.gpu.page benchmarks/results/FILE > docs/gpu_h200.md``."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 Costs ``1 + N/M`` of the dense product forward: the choice where neither order saves operations. A panel is the rows of
 ``W`` that belong to a few scaler rows ``i``, or to some template rows ``a`` of a single ``i`` where those alone are too
 large. The panel, or that part of ``W``'s gradient, and the chunk of it whose axes are being put in order share
-``WORKSPACE_BYTES``. What makes a panel and contracts its gradient is an argument: a module with ``weight`` and
-``add_gradients``, as ``weit_kernels.paths.synth`` has them. On a CPU a small ``W`` is made whole, in memory of its own.
+``WORKSPACE_BYTES``. What makes a panel and contracts its gradient is an argument: a module with ``weight``, ``gradients``
+and ``add_gradients``, as ``weit_kernels.paths.synth`` has them. On a CPU a small ``W`` is made whole, in memory of its own.
 """
 
 from __future__ import annotations
@@ -76,17 +76,24 @@ def linear_backward(
         dx = dy @ plain.whole_weight(T, S, dy.shape[1], x.shape[1], "block") if need[0] else None
         dT, dS = plain.whole_gradients(dy.t() @ x, T, S, need[1:], "block") if any(need[1:]) else (None, None)
         return dx, dT, dS
-    # The adjoint is the same layer with transposed factors; its panels of columns of W need no sums of parts of dx.
-    dx = linear(dy, T.mT.contiguous(), S.mT.contiguous(), None, x.shape[1], synth=synth) if need[0] else None
+    panels = list(_panels(T, S, dy.shape[1]))
+    dx = _input_grad(dy, T, S, x.shape[1], panels, synth) if need[0] else None
     if not any(need[1:]):
         return dx, None, None
-    factors = _FactorGrads(T, S, need, synth)
-    for panel in _panels(T, S, dy.shape[1]):
+    factors = _FactorGrads(T, S, need[1:], synth, panels)
+    for panel in panels:
         dy_part = dy[:, panel.out]
         dweight = torch.mm(dy_part.t(), x, out=workspace("panel", x, dy_part.shape[1], x.shape[1]))
         factors.add(panel, dweight)
         del dweight  # before the next is made
     return dx, *factors.result()
+
+
+def _input_grad(dy: Tensor, T: Tensor, S: Tensor, inn: int, panels: list[_Panel], synth: ModuleType) -> Tensor:
+    if len(panels) == 1:
+        return dy @ panels[0].weight(T, S, inn, synth)
+    # The adjoint is the same layer with transposed factors; its panels of columns of W need no sums of parts of dx.
+    return linear(dy, T.mT.contiguous(), S.mT.contiguous(), None, inn, synth=synth)
 
 
 def conv(
@@ -114,11 +121,12 @@ def conv_backward(
         dT, dS = plain.whole_gradients(dweight, T, S, need[1:], args.layout)
         return dx, dT, dS
     dx = None
-    factors, panels = _FactorGrads(T, S, need, synth), list(_panels(T, S, dy.shape[1], args))
+    panels = list(_panels(T, S, dy.shape[1], args))
+    factors = _FactorGrads(T, S, need[1:], synth, panels)
     for panel in panels:
         weight = panel.weight(T, S, x.shape[1] // args.groups, synth)
         dy_part = dy[:, panel.out].contiguous(memory_format=memory_format(x))
-        dx_part, dweight = conv_gradients(dy_part, x, weight, args, [need[0], need[1] or need[2]])
+        dx_part, dweight = conv_gradients(dy_part, x, weight, args, [need[0], any(need[1:])])
         if dx_part is not None and dx is not None:
             dx.add_(dx_part)
         elif dx_part is not None:
@@ -180,16 +188,22 @@ def _panel_size(m: int, p: int, row_bytes: int) -> tuple[int, int]:
 class _FactorGrads:
     """Sums ``dT`` and ``dS`` over panels of the weight's gradient, each contracted as soon as it exists."""
 
-    def __init__(self, T: Tensor, S: Tensor, need: list[bool], synth: ModuleType) -> None:
-        self.T, self.S, self.synth = T, S, synth
-        self.dT = accumulator(T, *T.shape) if need[1] else None
-        self.dS = accumulator(S, *S.shape) if need[2] else None
+    def __init__(self, T: Tensor, S: Tensor, need: list[bool], synth: ModuleType, panels: list[_Panel]) -> None:
+        self.T, self.S, self.need, self.synth, self.single = T, S, need, synth, len(panels) == 1
+        self.dT = accumulator(T, *T.shape) if need[0] and not self.single else None
+        self.dS = accumulator(S, *S.shape) if need[1] and not self.single else None
 
     def add(self, panel: _Panel, dweight: Tensor) -> None:
+        scratch = CHUNK_BYTES
+        if dweight.device.type != "cpu":  # there a chunk stays in cache
+            scratch = max(scratch, WORKSPACE_BYTES - dweight.numel() * dweight.element_size())
+        if self.single:
+            self.dT, self.dS = self.synth.gradients(dweight, self.T, self.S, self.need, panel.layout, scratch)
+            return
         dT = None if self.dT is None else self.dT[:, panel.a]
         dS = None if self.dS is None else self.dS[:, panel.i]
         T, S = self.T[:, panel.a], self.S[:, panel.i]
-        self.synth.add_gradients(dweight, T, S, dT, dS, panel.layout, CHUNK_BYTES)
+        self.synth.add_gradients(dweight, T, S, dT, dS, panel.layout, scratch)
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         dT, dS = self.dT, self.dS

@@ -1,6 +1,6 @@
 """What makes a panel of ``W`` from its factors, and what brings a panel of ``W``'s gradient back to them.
 
-``weit_kernels.triton.synth`` has ``weight`` and ``add_gradients`` too; the loop over panels takes either.
+``weit_kernels.triton.synth`` has ``weight``, ``gradients`` and ``add_gradients`` too; the loop over panels takes either.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weit_kernels.paths.blocks import blocks, widen, workspace
+from weit_kernels.paths.blocks import accumulator, blocks, widen, workspace
+
+Pair = tuple[Tensor | None, Tensor | None]
 
 # Axes of a weight, (m, p, n, q, taps) or (p, m, q, n, taps), in the order (m, n, p, q, taps) of its blocks, and back.
 _TO_BLOCKS = {"block": (0, 2, 1, 3, 4), "interleaved": (1, 3, 0, 2, 4)}
@@ -43,9 +45,7 @@ def whole_weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str) -> Tenso
     return full if full.shape[:2] == (out, inn) else full[:out, :inn]
 
 
-def whole_gradients(
-    dweight: Tensor, T: Tensor, S: Tensor, need: list[bool], layout: str
-) -> tuple[Tensor | None, Tensor | None]:
+def whole_gradients(dweight: Tensor, T: Tensor, S: Tensor, need: list[bool], layout: str) -> Pair:
     """``dT`` and ``dS`` of ``dweight (out, in, *kernel)``; ``None`` where not needed."""
     flat = S.reshape(S.shape[0], -1)
     piece = _in_blocks(dweight, T, S, layout).reshape(flat.shape[1], -1)
@@ -61,6 +61,13 @@ def _in_blocks(dweight: Tensor, T: Tensor, S: Tensor, layout: str) -> Tensor:
         dweight = widen(widen(dweight, n * q).transpose(0, 1), m * p).transpose(0, 1)
     grid = (m, p, n, q, -1) if layout == "block" else (p, m, q, n, -1)
     return dweight.reshape(grid).permute(_TO_BLOCKS[layout])
+
+
+def gradients(dweight: Tensor, T: Tensor, S: Tensor, need: list[bool], layout: str, scratch_bytes: int) -> Pair:
+    """What ``add_gradients`` adds to zeros, rounded to the factors' dtypes; ``None`` where not needed."""
+    dT, dS = accumulator(T, *T.shape) if need[0] else None, accumulator(S, *S.shape) if need[1] else None
+    add_gradients(dweight, T, S, dT, dS, layout, scratch_bytes)
+    return None if dT is None else dT.to(T.dtype), None if dS is None else dS.to(S.dtype)
 
 
 def add_gradients(

@@ -16,7 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from weit_kernels.paths.blocks import blocks, workspace
+from weit_kernels.triton.sums import sum_parts
 from weit_kernels.triton.tiles import dot, narrow, power_of_two, precision, programs
+
+Pair = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,20 @@ def weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str, scratch_bytes:
     return panel
 
 
+def gradients(dweight: Tensor, T: Tensor, S: Tensor, need: list[bool], layout: str, scratch_bytes: int) -> Pair:
+    """``dT`` and ``dS`` of ``dweight (out, in, *kernel)``, contiguous, of the factors' dtypes; ``None`` where not needed.
+
+    As ``add_gradients``, in two launches where ``scratch_bytes`` hold all partial sums.
+    """
+    parts = _Parts(dweight, T, S, need[1], layout, scratch_bytes)
+    precise = T.dtype if len(parts.chunks) == 1 else torch.float32
+    dT = T.new_empty(T.shape, dtype=precise) if need[0] else None
+    dS = S.new_empty(S.shape) if need[1] else None
+    for index, chunk in enumerate(parts.chunks):  # each has scaler pairs of its own, and adds to all of dT
+        parts.add(chunk, dT, dS, index > 0, False)
+    return None if dT is None else dT.to(T.dtype), dS
+
+
 def add_gradients(
     dweight: Tensor, T: Tensor, S: Tensor, dT: Tensor | None, dS: Tensor | None, layout: str, scratch_bytes: int
 ) -> None:
@@ -68,33 +85,51 @@ def add_gradients(
     ``T (N, p, q, *kernel)`` and ``S (N, m, n)``, any strides, are the factors of this panel. ``dweight`` is read once;
     partial sums, at most ``scratch_bytes`` unless a single one is larger, are added in a fixed order.
     """
-    dweight = dweight.contiguous()
-    flat, sizes = _sizes(T, S, dweight, layout)
-    N, pairs, cols = T.shape[0], S.shape[1] * S.shape[2], flat[0].numel()
-    tiles = gradient_tiles(pairs, cols, N)
-    col_blocks = triton.cdiv(cols, tiles.cols)
-    owners = col_blocks * triton.cdiv(N, tiles.t)
+    parts = _Parts(dweight, T, S, dS is not None, layout, scratch_bytes)
+    for chunk in parts.chunks:
+        parts.add(chunk, dT, dS, True, True)
 
-    def partial(*shape: int) -> Tensor:
-        return T.new_empty(shape, dtype=torch.float32)
 
-    for chunk in blocks(pairs, 4 * N * col_blocks if dS is not None else 0, scratch_bytes // 2):
-        count = chunk.stop - chunk.start
+class _Parts:
+    """Both gradients of one panel as partial sums, for some scaler pairs ``(i,j)`` at a time.
+
+    Attributes:
+        chunks: of the pairs; so many that partial sums of ``dS`` take half of the scratch memory.
+    """
+
+    def __init__(self, dweight: Tensor, T: Tensor, S: Tensor, want_S: bool, layout: str, scratch_bytes: int) -> None:
+        self.S, self.dweight, self.half = S, dweight.contiguous(), scratch_bytes // 2
+        self.flat, self.sizes = _sizes(T, S, self.dweight, layout)
+        self.N, self.pairs, self.cols = T.shape[0], S.shape[1] * S.shape[2], self.flat[0].numel()
+        self.tiles = gradient_tiles(self.pairs, self.cols, self.N)
+        self.col_blocks = triton.cdiv(self.cols, self.tiles.cols)
+        self.chunks = list(blocks(self.pairs, 4 * self.N * self.col_blocks if want_S else 0, self.half))
+
+    def add(self, chunk: slice, dT: Tensor | None, dS: Tensor | None, adds_T: bool, adds_S: bool) -> None:
+        """Write what a chunk contributes to ``dT`` and to its pairs of ``dS``, or add it to what is there."""
+        want_T, want_S = dT is not None, dS is not None
+        N, cols, tiles, count = self.N, self.cols, self.tiles, chunk.stop - chunk.start
+        owners = self.col_blocks * triton.cdiv(N, tiles.t)
         # Four programs of four warps fill a multiprocessor: not measured.
-        splits = max(1, min(4 * programs(T) // owners, triton.cdiv(count, tiles.rows)))
-        if dT is not None:
-            splits = max(1, min(splits, scratch_bytes // 2 // (4 * N * cols)))
-        dT_parts = dweight if dT is None else partial(splits, N, cols)
-        dS_parts = dweight if dS is None else partial(col_blocks, N, count)
+        splits = max(1, min(4 * programs(self.flat) // owners, triton.cdiv(count, tiles.rows)))
+        if want_T:
+            splits = max(1, min(splits, self.half // (4 * N * cols)))
+
+        def partial(needed: bool, *shape: int) -> Tensor:
+            return self.flat.new_empty(shape, dtype=torch.float32) if needed else self.dweight
+
+        dT_parts, dS_parts = partial(want_T, splits, N, cols), partial(want_S, self.col_blocks, N, count)
         _gradients[(owners * splits,)](
-            flat, S, dweight, dT_parts, dS_parts, chunk.start, chunk.stop, splits, *sizes,
-            tiles.rows, tiles.cols, tiles.t, dT is not None, dS is not None, precision(T),
+            self.flat, self.S, self.dweight, dT_parts, dS_parts, chunk.start, chunk.stop, splits, *self.sizes,
+            tiles.rows, tiles.cols, tiles.t, want_T, want_S, precision(self.flat),
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
+        sums = []
         if dT is not None:
-            dT += dT_parts.sum(0).view(dT.shape)
+            sums.append((dT_parts, dT, adds_T))
         if dS is not None:
-            dS.view(N, pairs)[:, chunk] += dS_parts.sum(0)
+            sums.append((dS_parts, dS.view(N, self.pairs)[:, chunk], adds_S))
+        sum_parts(*sums)
 
 
 def _sizes(T: Tensor, S: Tensor, weight: Tensor, layout: str) -> tuple[Tensor, tuple[Any, ...]]:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES
+from weit_kernels.triton.sums import sum_parts
 from weit_kernels.triton.tiles import (
     GradTiles,
     dot,
@@ -66,18 +67,19 @@ def _launch(tiles: GradTiles, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, want_
     def partial(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float32)
 
-    dT = partial(splits * j_blocks, N, p, q) if want_T else None
-    dS = partial(splits * a_blocks, N, m, n) if want_S else None
+    dT_parts = partial(splits * j_blocks, N, p, q) if want_T else None
+    dS_parts = partial(splits * a_blocks, N, m, n) if want_S else None
     _kernel[(blocks * splits,)](
-        dy, x, T, S, x if dT is None else dT, x if dS is None else dS,
+        dy, x, T, S, x if dT_parts is None else dT_parts, x if dS_parts is None else dS_parts,
         M, N, m, n, p, q, x.shape[1], dy.shape[1], splits, *T.stride(), *S.stride(),
         tiles.tokens, tiles.j, tiles.k, tiles.t, tiles.a, tiles.i, tiles.depth, want_T, want_S, precision(x),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    return (
-        None if dT is None else dT.sum(0).to(T.dtype),
-        None if dS is None else dS.sum(0).to(S.dtype),
-    )
+    dT = None if dT_parts is None else T.new_empty(T.shape)
+    dS = None if dS_parts is None else S.new_empty(S.shape)
+    pairs = ((dT_parts, dT), (dS_parts, dS))
+    sum_parts(*((parts, total, False) for parts, total in pairs if parts is not None and total is not None))
+    return dT, dS
 
 
 @triton.jit

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, compile
 
 from benchmarks.suite import load
 from weit_kernels.shapes import FEW_ROWS, KronShape
-from weit_kernels.triton import on_the_fly, scalers_first, synth, templates_first, weight_grads
+from weit_kernels.triton import on_the_fly, scalers_first, sums, synth, templates_first, weight_grads
 from weit_kernels.triton.few_rows import few_rows_tiles
 from weit_kernels.triton.tiles import Tiles, forward_tiles, grad_tiles
 
@@ -124,6 +124,8 @@ def _dense(name: str, s: KronShape, rows: int, dtype: str, itemsize: int) -> Ite
         constants = {"BR": tiles.rows, "BC": tiles.cols, "BT": tiles.t} | more | plain
         pointers = ("T", "S", "W") if suffix == "weight" else ("T", "S", "dW", "dT", "dS")
         yield Kernel(f"synth ({suffix})", function, label, constants, pointers, tiles.warps, tiles.stages)
+    constants = {"AR": 1, "AC": 1024, "A_ADDS": False, "BR": 256, "BC": 16, "B_ADDS": True}
+    yield Kernel("sums", sums._kernel, label, constants, ("A", "A_total", "B", "B_total"), 4, 1)
 
 
 def _forward(name: str, function: Any, label: str, tiles: Tiles, pointers: tuple[str, ...], straight: bool) -> Kernel:
@@ -143,15 +145,15 @@ def _unit_strides(straight: bool) -> dict[str, int]:
 def build(kernel: Kernel, dtype: str, capability: int) -> dict[str, Any]:
     """Compile one kernel for one GPU; what the assembler says about it."""
     names = kernel.function.arg_names
-    constants = kernel.constants | {"PRECISION": "ieee"}
-    partial = {"dT", "dS"}  # sums are float32 whatever the operands are
+    constants = kernel.constants | {name: "ieee" for name in names if name.endswith("PRECISION")}
+    partial = {"dT", "dS", "A", "B"}  # sums are float32 whatever the operands are
     signature = {
         name: "constexpr" if name in constants
         else f"*{'fp32' if name in partial else dtype}" if name in kernel.pointers
         else "i32"
         for name in names
     }  # fmt: skip
-    ragged = {"M", "N", "splits", "n", "m", "first", "last"}
+    ragged = {"M", "N", "splits", "n", "m", "first", "last", "A_programs", "A_parts", "B_parts"}
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)

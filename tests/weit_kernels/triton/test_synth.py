@@ -63,6 +63,14 @@ def check_synthesis(case: Case, dtype: torch.dtype, layout: str, kernel: tuple[i
         for grad, truth in zip(grads, truths, strict=True):
             if grad is not None:
                 assert relative_error(grad - 1, truth) < 1e-5  # products of 16-bit numbers are exact in float32
+        written = synth.gradients(dweight, T, S, list(want), layout, scratch)
+        for grad, truth, factor, wanted in zip(written, truths, (T, S), want, strict=True):
+            assert (grad is not None) == wanted
+            if grad is not None:
+                assert grad.shape == factor.shape
+                assert grad.dtype == dtype
+                assert grad.is_contiguous()
+                assert relative_error(grad, truth) < eps + 1e-5
 
 
 @pytest.mark.triton_all
