@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import contenders, goals, machine, memory, parts, steps, timing, tune
+from benchmarks.gpu import contenders, goals, machine, memory, page, parts, steps, timing, tune
 from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.measure import Item, Measurement, items
 from benchmarks.gpu.results import Results
@@ -247,6 +247,20 @@ def test_goals_met() -> None:
     assert found["few rows, CUDA graphs, L2 flushed, geometric mean of ratios >= 4"] == (True, "5.00")
     assert found["workspace <= 32 MiB"] == (True, "most 0.0 MiB")
     assert found["conv2d forward, none < 0.95 of dense"] == (None, "nothing measured")
+
+
+def test_the_page_of_a_result_has_every_contender_and_what_is_missing() -> None:
+    rows = [row("a", "forward", 1.5, 3.0), row("b", "train", None)]
+    rows[0]["contenders"]["panel/triton"] = {"ratio": 1.25}
+    rows[1]["contenders"]["panel/cuda"] = {"failed": "it broke"}
+    header = {"device": {"name": "a device"}, "dtype": "bfloat16", "versions": {"torch": "2"}, "date": "2026-01-02T03"}
+    text = page.page({**header, "rows": rows, "not_run": ["compiled: b, train"]}, "a-device.json")
+    assert "# The suite on a device" in text
+    columns = next(line for line in text.splitlines() if line.startswith("| shape | phase | dense, ms |"))
+    assert columns.split(" | ")[3:] == ["auto", "panel/triton |"]
+    assert "| 1.50 | 1.25 |" in text
+    assert "failed: it broke (1: b train panel/cuda)" in text
+    assert "not run: compiled: b, train" in text
 
 
 def test_goals_missed_name_the_shapes() -> None:

@@ -127,13 +127,14 @@ def conv_backward(
         weight = panel.weight(T, S, x.shape[1] // args.groups, synth)
         dy_part = dy[:, panel.out].contiguous(memory_format=memory_format(x))
         dx_part, dweight = conv_gradients(dy_part, x, weight, args, [need[0], any(need[1:])])
+        del weight  # before its gradient is contracted, and before the next is made
         if dx_part is not None and dx is not None:
             dx.add_(dx_part)
         elif dx_part is not None:
             dx = dx_part if len(panels) == 1 else dx_part.to(torch.promote_types(x.dtype, torch.float32))
         if dweight is not None:
             factors.add(panel, dweight)
-        del weight, dweight  # before the next are made
+        del dweight
     return None if dx is None else dx.to(x.dtype), *factors.result()
 
 
@@ -185,6 +186,18 @@ def _panel_size(m: int, p: int, row_bytes: int) -> tuple[int, int]:
     return -(-m // -(-m // max(1, most))), p
 
 
+def _scratch(dweight: Tensor, synth: ModuleType) -> int:
+    """Bytes that contracting ``dweight`` may take beside it.
+
+    Plain torch puts a chunk in order, in a CPU's cache, and takes as much again for products of it. Others take partial
+    sums alone, as many as the workspace holds, and a copy of a ``dweight`` whose numbers are not in order.
+    """
+    if synth is plain:
+        return CHUNK_BYTES
+    held = dweight.numel() * dweight.element_size() * (1 if dweight.is_contiguous() else 2)
+    return max(CHUNK_BYTES, WORKSPACE_BYTES - held)
+
+
 class _FactorGrads:
     """Sums ``dT`` and ``dS`` over panels of the weight's gradient, each contracted as soon as it exists."""
 
@@ -194,9 +207,7 @@ class _FactorGrads:
         self.dS = accumulator(S, *S.shape) if need[1] and not self.single else None
 
     def add(self, panel: _Panel, dweight: Tensor) -> None:
-        scratch = CHUNK_BYTES
-        if dweight.device.type != "cpu":  # there a chunk stays in cache
-            scratch = max(scratch, WORKSPACE_BYTES - dweight.numel() * dweight.element_size())
+        scratch = _scratch(dweight, self.synth)
         if self.single:
             self.dT, self.dS = self.synth.gradients(dweight, self.T, self.S, self.need, panel.layout, scratch)
             return

@@ -86,3 +86,4 @@ def add_gradients(
             dT += (S[:, rows].reshape(N, -1) @ piece).view(T.shape)
         if dS is not None:
             dS[:, rows] += (flat @ piece.t()).view(N, -1, n)
+        del piece  # before the next is made

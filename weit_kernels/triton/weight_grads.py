@@ -60,7 +60,7 @@ def _launch(tiles: GradTiles, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, want_
     blocks = a_blocks * j_blocks * t_blocks * (triton.cdiv(q, tiles.k) if want_T else triton.cdiv(m, tiles.i))
     held = 4 * N * ((j_blocks * p * q if want_T else 0) + (a_blocks * m * n if want_S else 0))
     # Float32 is added in chains, one for each number of a program's; those of a dense layer are as long as the tokens are
-    # many, and so are ours where a token gives a program no more terms than there are splits.
+    # many. So are ours where there are as many splits as a token gives a program terms; large factors leave no room for it.
     terms = max(tiles.j if want_T else 1, tiles.a if want_S else 1) if x.dtype == torch.float32 else 1
     splits = max(1, min(max(programs(x) // blocks, terms), GPU_BLOCK_BYTES // held, triton.cdiv(M, tiles.tokens)))
 

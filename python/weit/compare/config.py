@@ -67,7 +67,7 @@ class CompareConfig:
         full_share: share of its steps that run at full size.
         source_lr: learning rate of source and small model, and of what tleg and distillation learn before step 0.
         ligo_lr: learning rate of ligo's operators.
-        mixed_precision: of all training: "no", "bf16" or "fp16"; scores are measured in float32.
+        mixed_precision: of all training: "no", "bf16" or "fp16"; scores are measured without.
         workers: processes, of one thread each; 0 for the number of cores. They share the GPU where there is one.
 
     Raises:

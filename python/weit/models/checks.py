@@ -8,9 +8,7 @@ def check_sizes(mlp_ratio: float, *, width: int, **sizes: int) -> int:
 
     `patch_size`, where there is one, must divide `img_size`, and `head_dim` must divide `width`.
     """
-    for name, size in {**sizes, "width": width}.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")
+    check_positive(**sizes, width=width)
     hidden = int(width * mlp_ratio)
     if hidden < 1:
         raise ValueError(f"mlp_ratio must leave at least one hidden feature, got {mlp_ratio!r} with width={width}")
@@ -20,3 +18,10 @@ def check_sizes(mlp_ratio: float, *, width: int, **sizes: int) -> int:
     if "head_dim" in sizes and width % sizes["head_dim"]:
         raise ValueError(f"head_dim must divide width, got head_dim={sizes['head_dim']}, width={width}")
     return hidden
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise `ValueError` unless all sizes are positive integers."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, got {size!r}")

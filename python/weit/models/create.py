@@ -18,7 +18,7 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLPPolicy,
     "transformer": TransformerPolicy,
 }
-_PRESETS = {"resnet": presets.resnet, "convnext": presets.convnext}
+_PRESETS: dict[str, Callable[..., dict[str, Any]]] = {"resnet": presets.resnet, "convnext": presets.convnext}
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:

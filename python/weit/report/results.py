@@ -19,7 +19,7 @@ from weit.tasks import Metric
 _PATHS = ("out", "root", "bank", "source", "small")
 _SHOWN = ("steps", "batch_size", "lrs", "seeds", "fit_steps", "size", "smaller", "templates", "template_shape",
           "source_size", "small_size", "pretrain_steps", "pretrain_lr", "full_share", "source_lr",
-          "fit_lr", "ligo_lr", "evaluate_every")  # fmt: skip
+          "fit_lr", "ligo_lr", "evaluate_every", "mixed_precision")  # fmt: skip
 
 
 def read_results(path: Path) -> tuple[Comparison, dict[str, str]]:
@@ -71,12 +71,17 @@ def _section(path: Path, comparison: Comparison, machine: dict[str, str], plot: 
     settings = "; ".join(f"{name} {_plain(getattr(config, name))}" for name in _SHOWN)
     lines = [
         f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}, {config.steps} steps",
-        f"{settings}. {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}. [All numbers]({link}).",
+        f"{settings}. {_machine(machine)}, torch {machine['torch']}. [All numbers]({link}).",
         f"```\n{table(comparison)}\n```",
         "\n".join(f"- {sentence}" for sentence in verdicts(comparison)),
         f"![Learning curves of every target]({plot})",
     ]
     return "\n\n".join(lines)
+
+
+def _machine(facts: dict[str, str]) -> str:
+    gpu = facts.get("GPU", "none")
+    return f"{facts['processor']}, {facts['cores']} cores" + (f", {gpu}" if gpu != "none" else "")
 
 
 def _plain(value: object) -> str:

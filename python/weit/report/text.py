@@ -176,7 +176,7 @@ def _price(comparison: Comparison) -> str:
     return (
         f"The bank's pre-training took {pretraining / 1e12:.2f} Tflop, {100 * pretraining / scratch:.0f} % of what "
         f"training all {len(comparison.rows)} targets once from scratch takes; further targets would share it. "
-        f"One thread took {times}."
+        f"A worker took {times}."
     )
 
 

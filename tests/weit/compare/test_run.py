@@ -1,8 +1,6 @@
 """A miniature comparison, its jobs run in this process, so that what they get and give can be seen."""
 
-import contextlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -302,20 +300,35 @@ def test_mixed_precision_is_that_of_all_training_and_absent_from_jobs_without_it
     assert not any("mixed_precision" in json.dumps(job.arguments) for job, _ in compared[2].values())
 
 
-@pytest.mark.parametrize("job", [jobs.try_rate, jobs.train_cell])
-def test_a_model_is_scored_where_it_is_trained(job, compared, monkeypatch):
-    _, _, ran = compared
-    cell = next(done for done, _ in ran.values() if done.function is job)
+@pytest.mark.parametrize("name", ["rates/scratch/16x1-lr0.001", "cells/scratch/16x1-lr0.001-seed0", "small"])
+def test_a_model_is_scored_where_it_is_trained(name, compared, prepared, monkeypatch):
+    ran = compared[2]
     devices = []
-    monkeypatch.setattr(jobs, "_device", lambda: torch.device("meta"))
-    monkeypatch.setattr(jobs, "train_dense", lambda *others, **settings: None)
 
     def evaluate(self, model, split, **quick):
         devices.append(next(model.parameters()).device.type)
         return {"accuracy": 0.5}
 
+    def trained(task, network, config, *, evaluate, progress):
+        for _ in range(-(-config.steps // config.evaluate_every)):
+            evaluate(network)
+
+    monkeypatch.setattr(jobs, "_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(jobs, "train_dense", trained)
+    monkeypatch.setattr(jobs, "save_model", lambda *others, **settings: None)
     monkeypatch.setattr(Classification, "evaluate", evaluate)
-    with contextlib.suppress(ValueError):  # a curve without the points of the training that did not happen
-        job(Path("."), cell.paths, lambda share: None, **cell.arguments)
+    if name == "small":
+        settings = {"steps": 6, "batch_size": 8, "evaluate_every": 3}
+        size = {"width": 16, "depth": 1}
+        jobs.make_source(
+            prepared / "other", {}, ignore, task={"data": "digits"}, model="vit", size=size, settings=settings
+        )
+    else:
+        cell = next(job for job, _ in ran.values() if job.name.startswith(name.split("-lr")[0]))
+        cell.function(prepared / "other", cell.paths, ignore, **cell.arguments)
     assert devices
     assert set(devices) == {"meta"}
+
+
+def ignore(share):
+    pass

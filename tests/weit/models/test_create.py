@@ -40,6 +40,13 @@ def test_the_usual_resnet18_by_width_depth_and_stages():
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
+@pytest.mark.parametrize("name", ["resnet", "convnext"])
+@pytest.mark.parametrize("size", ["width", "depth", "stages"])
+def test_sizes_of_presets_are_positive(name, size):
+    with pytest.raises(ValueError, match=f"{size} must be a positive integer, got 0"):
+        create_model(name, img_size=32, **{size: 0})
+
+
 @pytest.mark.parametrize("name", ["vitt", "timm", "timm:", "jax:vit", ""])
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match=r'model must be "vit", .*, "timm:<model>" or "hf:<model type>", got '):

@@ -16,6 +16,7 @@ from tests.weit_kernels.cases import (
 )
 from weit_kernels import reference
 from weit_kernels.paths import panel as plain_panel
+from weit_kernels.paths import synth as plain_synth
 from weit_kernels.paths.convolution import ConvArgs
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -101,6 +102,17 @@ def test_gradients_are_the_same_in_every_run() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_sums_over_chunks_are_rounded_once() -> None:
+    case = Case("chunks", (), 18, 5, 11, 9, 17, cut_out=4, cut_in=3)
+    T, S = factors(case, torch.bfloat16, ())
+    dweight = torch.randn(case.out_features, case.in_features).to(T)
+    sums = [torch.zeros(f.shape, device=DEVICE) for f in (T, S)]
+    synth.add_gradients(dweight, T, S, *sums, "block", 1500)
+    written = synth.gradients(dweight, T, S, [True, True], "block", 1500)
+    for grad, total in zip(written, sums, strict=True):
+        assert torch.equal(grad, total.to(torch.bfloat16))
+
+
 def check_panel(case: Case, dtype: torch.dtype, layout: str) -> None:
     operands = [t.to(DEVICE) for t in case.operands(dtype)]
     ours = operator(panel, case.out_features, layout)
@@ -128,6 +140,14 @@ def test_panel_in_parts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain_panel, "CHUNK_BYTES", most // 8)
     case = Case("parts", (6,), 3, 4, 3, 5, 6, cut_out=2, cut_in=1)
     check_panel(case, torch.float32, "block")
+
+
+@pytest.mark.parametrize(("rows", "in_order", "mebibytes"), [(2048, True, 24), (2048, False, 16), (8192, True, 2)])
+def test_partial_sums_take_what_a_panels_gradient_leaves(rows: int, in_order: bool, mebibytes: int) -> None:
+    """Of 32 MiB, of which a copy in order takes its share too, but never less than plain torch takes for a chunk."""
+    dweight = torch.empty(rows, 1024) if in_order else torch.empty(1024, rows).t()
+    assert plain_panel._scratch(dweight, synth) == mebibytes << 20
+    assert plain_panel._scratch(dweight, plain_synth) == 2 << 20
 
 
 def check_conv(dims: int, dtype: torch.dtype, layout: str, groups: int, settings: dict[str, int]) -> None:
