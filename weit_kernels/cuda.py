@@ -9,10 +9,10 @@ from torch import Tensor
 
 from weit_kernels import backends, cpp
 from weit_kernels.paths.pointwise import conv_functions
+from weit_kernels.paths.synth import Pair
 from weit_kernels.shapes import FEW_ROWS
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
-Pair = tuple[Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -111,16 +111,16 @@ def table(rows: Sequence[Row]) -> str:
             row["shape"],
             row["phase"],
             str(row["rows"]),
-            _number(figure(row, DENSE, "seconds"), 1e3, 4),
-            _number(figure(row, AUTO, "seconds"), 1e3, 4),
-            _number(ratio),
-            _number(row["limit"]),
-            _number(ratio and ratio / row["limit"]),
+            number(figure(row, DENSE, "seconds"), 1e3, 4),
+            number(figure(row, AUTO, "seconds"), 1e3, 4),
+            number(ratio),
+            number(row["limit"]),
+            number(ratio and ratio / row["limit"]),
             figure(row, AUTO, "plan") or "",
             _best(row),
-            _number(figure(row, MATERIALISED)),
-            _number(figure(row, COMPILED)),
-            _number(workspace, 1 / 2**20, 1),
+            number(figure(row, MATERIALISED)),
+            number(figure(row, COMPILED)),
+            number(workspace, 1 / 2**20, 1),
             "" if error is None else f"{error:.1e}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -133,7 +133,8 @@ def _best(row: Row) -> str:
     return "" if best is None else f"{best} {ratios[best]:.2f}"
 
 
-def _number(value: float | None, scale: float = 1.0, digits: int = 2) -> str:
+def number(value: float | None, scale: float = 1.0, digits: int = 2) -> str:
+    """A cell of a table; empty without a figure."""
     return "" if value is None else f"{value * scale:.{digits}f}"
 
 

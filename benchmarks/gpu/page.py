@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.gpu import goals
 from benchmarks.gpu.contenders import AUTO, COMPILED, DENSE, FORCED, MATERIALISED
+from benchmarks.tables import Table
 
 
 def page(data: Mapping[str, Any], name: str) -> str:
@@ -44,14 +45,16 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> str:
     """A column for each contender that has a figure in any row."""
     names = [AUTO, MATERIALISED, COMPILED, *FORCED]
     names = [name for name in names if any(goals.figure(row, name) for row in rows)]
-    lines = [f"| shape | phase | {DENSE}, ms | {' | '.join(names)} |", f"|---|---|{'--:|' * (len(names) + 1)}"]
-    for row in rows:
-        dense = goals.figure(row, DENSE, "seconds")
-        figures = [goals.figure(row, name) for name in names]
-        cells = ["" if figure is None else f"{figure:.2f}" for figure in figures]
-        first = "" if dense is None else f"{1e3 * dense:.4f}"
-        lines.append(f"| {row['shape']} | {row['phase']} | {first} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [
+        [
+            row["shape"],
+            row["phase"],
+            goals.number(goals.figure(row, DENSE, "seconds"), 1e3, 4),
+            *(goals.number(goals.figure(row, name)) for name in names),
+        ]
+        for row in rows
+    ]
+    return Table("", "", ["shape", "phase", f"{DENSE}, ms", *names], lines).markdown()
 
 
 def main() -> None:

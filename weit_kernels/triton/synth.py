@@ -16,10 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from weit_kernels.paths.blocks import blocks, workspace
+from weit_kernels.paths.synth import Pair
 from weit_kernels.triton.sums import sum_parts
 from weit_kernels.triton.tiles import dot, narrow, power_of_two, precision, programs
-
-Pair = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)

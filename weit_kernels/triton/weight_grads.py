@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES
+from weit_kernels.paths.synth import Pair
 from weit_kernels.triton.sums import sum_parts
 from weit_kernels.triton.tiles import (
     GradTiles,
@@ -28,8 +29,6 @@ from weit_kernels.triton.tiles import (
     programs,
 )
 from weit_kernels.triton.tuning import tuned
-
-Pair = tuple[Tensor | None, Tensor | None]
 
 
 def weight_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Pair:
