@@ -121,19 +121,46 @@ struct Lanes : Factors<E, Op> {
     }
   }
 
+  // Rows of a product that are rows of y's maps as they stand, `step` apart, with a number of the bias each.
+  struct MapRows {
+    E *map;
+    int64_t step;
+    const E *bias;  // null: none
+    int64_t bias_step;
+
+    template <int ROWS, int VECTORS>
+    inline void put(const typename Op::V (&sum)[ROWS][VECTORS]) const {
+      constexpr int kLanes = Op::kLanes;
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        alignas(64) A line[VECTORS * kLanes];
+        const A b = bias ? A(widened(bias[r * bias_step])) : A(0);
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) *reinterpret_cast<typename Op::V *>(line + v * kLanes) = sum[r][v] + b;
+        narrow_row<VECTORS * kLanes>(line, map + r * step);
+      }
+    }
+    inline void skip(int64_t count) {
+      map += count * step;
+      if (bias) bias += count * bias_step;
+    }
+  };
+
   // Rows of a product go to `to`, `step` apart, panel row `index` of what is there. With pairs they are rounded, and two
   // products, the first of an even index, go there together; a `last` one may stand alone.
+  template <int VECTORS>
   static void between(
       const O *left, int64_t left_row, const O *right, const Stretches &s, int64_t rows, const Room &room, O *to,
       int64_t step, int64_t index, bool last) {
     if constexpr (kPairs) {
       const bool second = index % 2;
-      product<Op, true>(word(left), left_row, word(right), s, room.sums + second * kWidth, room.row_at, rows, false);
+      A *sums = room.sums + second * kWidth;
+      product<Op, true, VECTORS>(word(left), left_row, word(right), s, sums, room.row_at, rows, false);
       if (!second && !last) return;
       to += (index - second) * kWidth;
       for (int64_t r = 0; r < rows; ++r) Op::narrow_pair(room.sums + 2 * r * kWidth, second, to + r * step);
     } else {
-      product<Op, true>(left, left_row, right, s, to + index * kWidth, room.row_at, rows, false);
+      product<Op, true, VECTORS>(left, left_row, right, s, to + index * kWidth, room.row_at, rows, false);
     }
   }
 
@@ -153,7 +180,7 @@ struct Lanes : Factors<E, Op> {
       for (int64_t i = 0; i < strip.runs; ++i) {
         const auto &run = strip.run[i];
         E *at = strip.place_of(static_cast<E *>(tensor), rows.features, run).at;
-        memcpy(at + rows.first * to.feature + r * step, line + run.done, run.count * sizeof(E));
+        copy_few<kWidth / 2>(line + run.done, run.count, at + rows.first * to.feature + r * step);
       }
     }
   }
@@ -167,10 +194,39 @@ struct Lanes : Factors<E, Op> {
     }
   }
 
-  static void make_y(const Job &job, const Part &part, int64_t b0, int64_t b1, const O *T, const Room &room) {
+  // One strip and one panel of a. Of a strip that is no longer than one vector the rest is not computed.
+  template <int VECTORS>
+  static void strip_y(const Job &job, const Part &part, const Strip &strip, int64_t ap, const O *x, const Room &room) {
     const int64_t columns = z_columns(job), group = even(job.q) * kWidth, at = 0;
     const Stretches over_k{1, words(job.q), words(job.q), 0, &at}, over_c{1, words(columns), words(columns), 0, &at};
-    const O *S = static_cast<const O *>(job.S_mix);
+    const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
+    const O *left = static_cast<const O *>(job.packed_Z) + ap * z_panel(job);
+    for (int64_t t = 0; t < job.N; ++t, left += z_rows(job) * kWidth) {
+      O *z = room.middle + t * even(job.n) * kWidth;
+      for (int64_t j = 0; j < job.n; ++j)
+        between<VECTORS>(left, kWidth, x + j * group, over_k, rows, room, z, columns * kWidth, j, j + 1 == job.n);
+    }
+    const W *S = word(static_cast<const O *>(job.S_mix));
+    const bool whole = strip.runs == 1 && strip.tokens == VECTORS * Op::kLanes;
+    const auto to = strip.place_of(static_cast<E *>(job.y), job.out, strip.run[0]);
+    const E *bias = static_cast<const E *>(job.y_bias);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t a = ap * kWidth + r, ahead = a + kStoreAhead;
+      if (ahead < part.a1 * kWidth) prefetch(strip, Rows(job.out, ahead, job.p, job.m), job.y);
+      const W *z = word(room.middle + r * columns * kWidth);
+      const Rows features(job.out, a, job.p, job.m);
+      if (whole) {
+        const MapRows maps{to.at + a * to.feature, job.p * to.feature, bias ? bias + a : nullptr, job.p};
+        product<Op, true, VECTORS>(S, job.m, z, over_c, maps, features.there);
+      } else {
+        product<Op, true, VECTORS>(S, job.m, z, over_c, room.sums, nullptr, job.m, false);
+        store(strip, room.sums, bias, features, job.y);
+      }
+    }
+  }
+
+  static void make_y(const Job &job, const Part &part, int64_t b0, int64_t b1, const Room &room) {
+    const int64_t group = even(job.q) * kWidth;
     O *x = room.x;
     for (int64_t b = b0; b < b1; b += kWidth) {
       const Strip strip(job, b, b1);
@@ -178,49 +234,45 @@ struct Lanes : Factors<E, Op> {
         load_pairs(strip, job.x, Rows(job.in, j * job.q, 1, job.q), room, x);
     }
     for (int64_t ap = part.a0; ap < part.a1; ++ap) {
-      const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
       x = room.x;
       for (int64_t b = b0; b < b1; b += kWidth, x += x_strip(job)) {
-        const O *left = T + ap * z_panel(job);
-        for (int64_t t = 0; t < job.N; ++t, left += z_rows(job) * kWidth) {
-          O *z = room.middle + t * even(job.n) * kWidth;
-          for (int64_t j = 0; j < job.n; ++j)
-            between(left, kWidth, x + j * group, over_k, rows, room, z, columns * kWidth, j, j + 1 == job.n);
-        }
         const Strip strip(job, b, b1);
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t a = ap * kWidth + r, ahead = a + kStoreAhead;
-          if (ahead < part.a1 * kWidth) prefetch(strip, Rows(job.out, ahead, job.p, job.m), job.y);
-          const W *z = word(room.middle + r * columns * kWidth);
-          product<Op, true>(word(S), job.m, z, over_c, room.sums, nullptr, job.m, false);
-          store(strip, room.sums, job.y_bias, Rows(job.out, a, job.p, job.m), job.y);
-        }
+        const auto make = strip.tokens > Op::kLanes ? strip_y<2> : strip_y<1>;
+        make(job, part, strip, ap, x, room);
       }
     }
   }
 
-  static void make_dx(const Job &job, const Part &part, int64_t b0, int64_t b1, const O *T, const Room &room) {
+  // What one panel of a adds to one strip of dx.
+  template <int VECTORS>
+  static void strip_dx(const Job &job, const Part &part, const Strip &strip, int64_t ap, A *dx, const Room &room) {
     const int64_t columns = job.N * job.n, at = 0;
     const Stretches over_i{1, words(job.m), words(job.m), 0, &at};
-    const O *S = static_cast<const O *>(job.S_unmix);
+    const O *S = static_cast<const O *>(job.S_unmix), *T = static_cast<const O *>(job.packed_dx) + ap * dx_panel(job);
+    const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
+    const Stretches over_a{job.N, words(rows), words(rows), words(job.n * kSquare), room.T_at};
+    for (int64_t r = 0; r < rows; ++r) {
+      load_pairs(strip, job.dy, Rows(job.out, ap * kWidth + r, job.p, job.m), room, room.dy);
+      between<VECTORS>(S, columns, room.dy, over_i, columns, room, room.middle, kSquare, r, r + 1 == rows);
+    }
+    for (int64_t kp = part.k0; kp < part.k1; ++kp) {
+      const W *left = word(T + kp * job.N * kSquare);
+      const int64_t k = kp * kWidth, count = clamp(job.q - k, kWidth);
+      for (int64_t j = 0; j < job.n; ++j) {
+        const W *v = word(room.middle + j * kSquare);
+        A *to = dx + (j * job.q + k) * kWidth;
+        product<Op, true, VECTORS>(left, kWidth, v, over_a, to, nullptr, count, ap > 0);
+      }
+    }
+  }
+
+  static void make_dx(const Job &job, const Part &part, int64_t b0, int64_t b1, const Room &room) {
     for (int64_t ap = 0; ap * kWidth < job.p; ++ap) {
-      const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
-      const Stretches over_a{job.N, words(rows), words(rows), words(job.n * kSquare), room.T_at};
       A *dx = room.dx;
       for (int64_t b = b0; b < b1; b += kWidth, dx += dx_strip(job)) {
         const Strip strip(job, b, b1);
-        for (int64_t r = 0; r < rows; ++r) {
-          load_pairs(strip, job.dy, Rows(job.out, ap * kWidth + r, job.p, job.m), room, room.dy);
-          between(S, columns, room.dy, over_i, columns, room, room.middle, kSquare, r, r + 1 == rows);
-        }
-        for (int64_t kp = part.k0; kp < part.k1; ++kp) {
-          const W *left = word(T + ap * dx_panel(job) + kp * job.N * kSquare);
-          const int64_t k = kp * kWidth, count = clamp(job.q - k, kWidth);
-          for (int64_t j = 0; j < job.n; ++j) {
-            const W *v = word(room.middle + j * kSquare);
-            product<Op, true>(left, kWidth, v, over_a, dx + (j * job.q + k) * kWidth, nullptr, count, ap > 0);
-          }
-        }
+        const auto make = strip.tokens > Op::kLanes ? strip_dx<2> : strip_dx<1>;
+        make(job, part, strip, ap, dx, room);
       }
     }
     const int64_t k = part.k0 * kWidth, count = clamp(job.q - k, (part.k1 - part.k0) * kWidth);
@@ -235,16 +287,15 @@ struct Lanes : Factors<E, Op> {
   static void run(const Job &job, const Part &part) {
     Scratch scratch{static_cast<char *>(part.scratch)};
     Room room(scratch, job, job.block);
-    const O *T = static_cast<const O *>(job.y ? job.packed_Z : job.packed_dx);
     const int64_t rows = job.y ? kWidth : job.N * job.n, step = kPairs ? 2 : job.y ? z_columns(job) : kWidth;
     for (int64_t r = 0; r < rows; ++r) room.row_at[r] = r * step;
     for (int64_t t = 0; job.dx && t < job.N; ++t) room.T_at[t] = words(t * kSquare);
     const auto make = job.y ? make_y : make_dx;
-    for (int64_t b = part.b0; b < part.b1; b += job.block) make(job, part, b, b + clamp(part.b1 - b, job.block), T, room);
+    for (int64_t b = part.b0; b < part.b1; b += job.block) make(job, part, b, b + clamp(part.b1 - b, job.block), room);
   }
 
   static constexpr weit::Kernels table() {
-    const auto unit = [](const Job &) -> int64_t { return kWidth; };
+    const auto unit = [](const Job &) -> int64_t { return Op::kLanes; };
     return {kWidth, sizeof(A), unit, Base::packed_Z_size, Base::packed_dx_size, block_size, Base::pack_S, Base::pack_T,
             run, nullptr, nullptr};
   }

@@ -34,13 +34,18 @@ inline void narrow(float v, BFloat16 &to) {  // to the nearest, ties to even; Na
 
 inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value < most ? value : most; }
 
-// A whole panel row in another type; HARDWARE_BF16: the including file's instruction set rounds to bfloat16.
+// A whole panel row, or half of one, in another type; HARDWARE_BF16: the including file's instruction set rounds to bfloat16.
 template <int WIDTH, class From, class To>
 inline void narrow_row(const From *__restrict from, To *__restrict to) {
 #ifdef HARDWARE_BF16
   if constexpr (WIDTH == 32 && __is_same(From, float) && __is_same(To, BFloat16)) {
     const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
     memcpy(to, &both, sizeof(both));
+    return;
+  }
+  if constexpr (WIDTH == 16 && __is_same(From, float) && __is_same(To, BFloat16)) {
+    const __m256bh half = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
+    memcpy(to, &half, sizeof(half));
     return;
   }
 #endif
@@ -53,6 +58,19 @@ inline void narrow_part(const From *__restrict from, int64_t valid, To *__restri
   To row[WIDTH];
   narrow_row<WIDTH>(from, row);
   memcpy(to, row, valid * sizeof(To));
+}
+
+// `count` numbers, at most twice MOST, in two copies that may overlap: a call of memcpy takes longer.
+template <int MOST, class E>
+inline void copy_few(const E *from, int64_t count, E *to) {
+  if constexpr (MOST > 0) {
+    if (count < MOST) return copy_few<MOST / 2>(from, count, to);
+    E first[MOST], last[MOST];
+    memcpy(first, from, sizeof(first));
+    memcpy(last, from + count - MOST, sizeof(last));
+    memcpy(to, first, sizeof(first));
+    memcpy(to + count - MOST, last, sizeof(last));
+  }
 }
 
 // One panel row of WIDTH columns from `valid` numbers in memory, zeros behind them.

@@ -32,28 +32,43 @@ struct MultiplyAdd {
   }
 };
 
-template <class Op, int ROWS>
-inline void store_tile(const typename Op::V (&sum)[ROWS][2], typename Op::Sum *c, const int64_t *rows, bool add) {
+// Where rows of a product go: panel rows. `put` takes a tile's sums; `skip` goes on to the rows behind it.
+template <class Op>
+struct PanelRows {
+  typename Op::Sum *c;
+  const int64_t *rows;  // the panel row of c where row r goes; null: r
+  bool add;
+
+  template <int ROWS, int VECTORS>
+  inline void put(const typename Op::V (&sum)[ROWS][VECTORS]) const {
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    auto *row = reinterpret_cast<typename Op::V *>(c + (rows ? rows[r] : r) * 2 * Op::kLanes);
-    row[0] = add ? row[0] + sum[r][0] : sum[r][0];  // added last: a long chain would round at the total's size
-    row[1] = add ? row[1] + sum[r][1] : sum[r][1];
+    for (int r = 0; r < ROWS; ++r) {
+      auto *row = reinterpret_cast<typename Op::V *>(c + (rows ? rows[r] : r) * 2 * Op::kLanes);
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; ++v)
+        row[v] = add ? row[v] + sum[r][v] : sum[r][v];  // added last: a long chain would round at the total's size
+    }
   }
-}
+  inline void skip(int64_t count) {
+    if (rows)
+      rows += count;
+    else
+      c += count * 2 * Op::kLanes;
+  }
+};
 
 // Steps over `length` words of the left operand (STEP apart, its rows ROW apart) and panel rows of the right operand.
-template <class Op, int ROWS>
+template <class Op, int ROWS, int VECTORS>
 inline void accumulate(
-    typename Op::V (&sum)[ROWS][2], const typename Op::Word *a, int64_t row, int64_t step, const typename Op::Word *b,
+    typename Op::V (&sum)[ROWS][VECTORS], const typename Op::Word *a, int64_t row, int64_t step, const typename Op::Word *b,
     int64_t length) {
   constexpr int kLanes = Op::kLanes;
   for (int64_t l = 0; l < length; ++l, a += step, b += 2 * kLanes) {
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
       const typename Op::Word left = a[r * row];
-      sum[r][0] = Op::step(sum[r][0], left, b);
-      sum[r][1] = Op::step(sum[r][1], left, b + kLanes);
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] = Op::step(sum[r][v], left, b + v * kLanes);
     }
   }
 }
@@ -65,44 +80,41 @@ struct Stretches {
   const int64_t *at;
 };
 
-// c[rows] (+)= A B: the inner axis runs along A's columns.
-template <class Op, int ROWS>
+// Rows of A B: the inner axis runs along A's columns.
+template <class Op, int VECTORS, class To, int ROWS>
 void along_tile(
-    const typename Op::Word *a, int64_t, const typename Op::Word *b, const Stretches &s, typename Op::Sum *c,
-    const int64_t *rows, bool add) {
-  typename Op::V sum[ROWS][2] = {};
+    const typename Op::Word *a, int64_t, const typename Op::Word *b, const Stretches &s, const To &to) {
+  typename Op::V sum[ROWS][VECTORS] = {};
   constexpr int64_t kRow = 2 * Op::kLanes / Op::kPack;
   for (int64_t i = 0; i < s.count; ++i)
-    accumulate<Op, ROWS>(sum, a + s.at[i], kRow, 1, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
-  store_tile<Op, ROWS>(sum, c, rows, add);
+    accumulate<Op>(sum, a + s.at[i], kRow, 1, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
+  to.put(sum);
 }
 
-// c[rows] (+)= A^T B: the inner axis runs down A's rows, `a_row` words apart.
-template <class Op, int ROWS>
+// Rows of A^T B: the inner axis runs down A's rows, `a_row` words apart.
+template <class Op, int VECTORS, class To, int ROWS>
 void down_tile(
-    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, typename Op::Sum *c,
-    const int64_t *rows, bool add) {
-  typename Op::V sum[ROWS][2] = {};
+    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, const To &to) {
+  typename Op::V sum[ROWS][VECTORS] = {};
   for (int64_t i = 0; i < s.count; ++i)
-    accumulate<Op, ROWS>(sum, a + s.at[i], 1, a_row, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
-  store_tile<Op, ROWS>(sum, c, rows, add);
+    accumulate<Op>(sum, a + s.at[i], 1, a_row, b + i * s.stride, i + 1 < s.count ? s.length : s.last);
+  to.put(sum);
 }
 
-template <class Op>
+template <class Op, class To>
 using Tile = void (*)(
-    const typename Op::Word *, int64_t, const typename Op::Word *, const Stretches &, typename Op::Sum *, const int64_t *,
-    bool);
+    const typename Op::Word *, int64_t, const typename Op::Word *, const Stretches &, const To &);
 
-template <class Op, bool DOWN, int ROWS>
-struct Tiles : Tiles<Op, DOWN, ROWS - 1> {
-  constexpr Tiles() { this->of[ROWS] = DOWN ? down_tile<Op, ROWS> : along_tile<Op, ROWS>; }
+template <class Op, bool DOWN, int VECTORS, class To, int ROWS = MAX_ROWS>
+struct Tiles : Tiles<Op, DOWN, VECTORS, To, ROWS - 1> {
+  constexpr Tiles() { this->of[ROWS] = DOWN ? down_tile<Op, VECTORS, To, ROWS> : along_tile<Op, VECTORS, To, ROWS>; }
 };
-template <class Op, bool DOWN>
-struct Tiles<Op, DOWN, 0> {
-  Tile<Op> of[MAX_ROWS + 1] = {};
+template <class Op, bool DOWN, int VECTORS, class To>
+struct Tiles<Op, DOWN, VECTORS, To, 0> {
+  Tile<Op, To> of[MAX_ROWS + 1] = {};
 };
-template <class Op, bool DOWN>
-constexpr Tiles<Op, DOWN, MAX_ROWS> kTiles{};
+template <class Op, bool DOWN, int VECTORS, class To>
+constexpr Tiles<Op, DOWN, VECTORS, To> kTiles{};
 
 // How high the first tile is when `count` rows are cut into as few as possible, all nearly equally high. Beyond the
 // table's end a tile of full height always leaves such a rest. A table, since small products feel a division.
@@ -117,20 +129,24 @@ struct Heights {
 };
 constexpr Heights kHeights{};
 
-// All rows of a product. `rows[r]` is the panel row of c where row r goes; null: r. `a_row` is for products down A.
-template <class Op, bool DOWN>
+// All rows of a product, of which the first VECTORS of a panel row's two vectors are wanted. `a_row` is for products down A.
+template <class Op, bool DOWN, int VECTORS, class To>
 void product(
-    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, typename Op::Sum *c,
-    const int64_t *rows, int64_t count, bool add) {
+    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, To to, int64_t count) {
   const int64_t next = DOWN ? 1 : 2 * Op::kLanes / Op::kPack;
   for (int64_t height; count > 0; count -= height, a += height * next) {
     height = count < MAX_ROWS * MAX_ROWS ? kHeights.of[count] : MAX_ROWS;
-    kTiles<Op, DOWN>.of[height](a, a_row, b, s, c, rows, add);
-    if (rows)
-      rows += height;
-    else
-      c += height * 2 * Op::kLanes;
+    kTiles<Op, DOWN, VECTORS, To>.of[height](a, a_row, b, s, to);
+    to.skip(height);
   }
+}
+
+// The same to panel rows: c[rows] (+)= A B or A^T B.
+template <class Op, bool DOWN, int VECTORS = 2>
+void product(
+    const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, typename Op::Sum *c,
+    const int64_t *rows, int64_t count, bool add) {
+  product<Op, DOWN, VECTORS>(a, a_row, b, s, PanelRows<Op>{c, rows, add}, count);
 }
 
 // d[i][c] += sum over tokens and columns of dy[b,i,:] z[b,c,:]. Lanes keep partial sums; they meet once a tile.

@@ -68,6 +68,11 @@ CASES = [
     # Few strips of pixels with work for two cores: these share out the channels of the result.
     Conv("few_pixels", (2, 3, 3), (4, 5, 4, 70, 41), (1, 1), cut_out=5, cut_in=9),
 ]
+# One image whose last strip of pixels is one vector, of which there are two widths.
+HALF_A_STRIP = [
+    Conv(f"half_a_strip_{h * w}", (1, h, w), (3, 14, 3, 19, 9), (1, 1), cut_out=5, cut_in=2)
+    for h, w in ((4, 6), (6, 8))
+]
 # Several panels on every axis, blocks that end inside an image, sums over many pixels.
 LARGE = Conv("large", (3, 20, 17), (3, 3, 5, 40, 36), cut_out=7, cut_in=3, settings={"padding": 1})
 # The same with even numbers of rows a pixel, which hardware that multiplies pairs of them takes, on lines of many rows.
@@ -78,7 +83,7 @@ LARGE_POINTWISE = Conv("large_pointwise", (3, 20, 17), (3, 5, 4, 70, 41), (1, 1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", COMPILED.values(), ids=COMPILED.keys())
-@pytest.mark.parametrize("case", [*CASES, LARGE, LARGE_EVEN, LARGE_POINTWISE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *HALF_A_STRIP, LARGE, LARGE_EVEN, LARGE_POINTWISE], ids=lambda case: case.name)
 def test_matches_the_reference(case: Conv, dtype: torch.dtype, layout: str, path: str) -> None:
     assert_as_good_as_dense(case.ours(path, layout), case.reference(layout), case.operands(dtype), slack=3.0)
 
@@ -87,7 +92,7 @@ def test_matches_the_reference(case: Conv, dtype: torch.dtype, layout: str, path
 @pytest.mark.parametrize("dtype", COMPILED.values(), ids=COMPILED.keys())
 def test_every_instruction_set_of_this_machine(dtype: torch.dtype, path: str, instruction_sets) -> None:
     for _ in instruction_sets():
-        for case in (LARGE, LARGE_EVEN, LARGE_POINTWISE, CASES[2]):
+        for case in (LARGE, LARGE_EVEN, LARGE_POINTWISE, *HALF_A_STRIP, CASES[2]):
             assert_as_good_as_dense(case.ours(path), case.reference(), case.operands(dtype), slack=3.0)
 
 
