@@ -20,7 +20,7 @@ struct Lanes : Factors<E, Op> {
   using Base::dx_panel, Base::even, Base::kPairs, Base::kSquare, Base::kWidth, Base::word, Base::words;
   using Base::z_panel, Base::z_rows;
 
-  static constexpr int64_t kLoadAhead = 8, kStoreAhead = 2;  // rows whose memory is called for in advance
+  static constexpr int64_t kLoadAhead = 8, kStoreAhead = 3;  // rows whose memory is called for in advance
 
   static bool serves(const Job &job) {
     return job.maps && !job.windowed && !job.dT && !job.dS && !(job.y && job.dx);
@@ -126,7 +126,7 @@ struct Lanes : Factors<E, Op> {
     E *map;
     int64_t step;
     const E *bias;  // null: none
-    int64_t bias_step;
+    int64_t bias_step, ahead;  // ahead: how far behind a row lies what will be stored soon
 
     template <int ROWS, int VECTORS>
     inline void put(const typename Op::V (&sum)[ROWS][VECTORS]) const {
@@ -138,6 +138,7 @@ struct Lanes : Factors<E, Op> {
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) *reinterpret_cast<typename Op::V *>(line + v * kLanes) = sum[r][v] + b;
         narrow_row<VECTORS * kLanes>(line, map + r * step);
+        prefetch_row<1>(map + r * step + ahead);  // rows lie too far apart for the hardware to foresee them
       }
     }
     inline void skip(int64_t count) {
@@ -185,18 +186,9 @@ struct Lanes : Factors<E, Op> {
     }
   }
 
-  // Calls for what the first run of a strip will be stored to: rows lie too far apart for the hardware to foresee.
-  __attribute__((always_inline)) static inline void prefetch(const Strip &strip, const Rows &rows, void *tensor) {
-    const auto to = strip.place_of(static_cast<E *>(tensor), rows.features, strip.run[0]);
-    const E *map = to.at + rows.first * to.feature;
-    for (int64_t r = 0; r < rows.there; ++r, map += rows.step * to.feature) {
-      prefetch_row<1>(map);
-    }
-  }
-
   // One strip and one panel of a. Of a strip that is no longer than one vector the rest is not computed.
   template <int VECTORS>
-  static void strip_y(const Job &job, const Part &part, const Strip &strip, int64_t ap, const O *x, const Room &room) {
+  static void strip_y(const Job &job, const Strip &strip, int64_t ap, const O *x, const Room &room) {
     const int64_t columns = z_columns(job), group = even(job.q) * kWidth, at = 0;
     const Stretches over_k{1, words(job.q), words(job.q), 0, &at}, over_c{1, words(columns), words(columns), 0, &at};
     const int64_t rows = clamp(job.p - ap * kWidth, kWidth);
@@ -211,12 +203,12 @@ struct Lanes : Factors<E, Op> {
     const auto to = strip.place_of(static_cast<E *>(job.y), job.out, strip.run[0]);
     const E *bias = static_cast<const E *>(job.y_bias);
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t a = ap * kWidth + r, ahead = a + kStoreAhead;
-      if (ahead < part.a1 * kWidth) prefetch(strip, Rows(job.out, ahead, job.p, job.m), job.y);
+      const int64_t a = ap * kWidth + r;
       const W *z = word(room.middle + r * columns * kWidth);
       const Rows features(job.out, a, job.p, job.m);
       if (whole) {
-        const MapRows maps{to.at + a * to.feature, job.p * to.feature, bias ? bias + a : nullptr, job.p};
+        const int64_t step = job.p * to.feature, ahead = kStoreAhead * to.feature;
+        const MapRows maps{to.at + a * to.feature, step, bias ? bias + a : nullptr, job.p, ahead};
         product<Op, true, VECTORS>(S, job.m, z, over_c, maps, features.there);
       } else {
         product<Op, true, VECTORS>(S, job.m, z, over_c, room.sums, nullptr, job.m, false);
@@ -238,7 +230,7 @@ struct Lanes : Factors<E, Op> {
       for (int64_t b = b0; b < b1; b += kWidth, x += x_strip(job)) {
         const Strip strip(job, b, b1);
         const auto make = strip.tokens > Op::kLanes ? strip_y<2> : strip_y<1>;
-        make(job, part, strip, ap, x, room);
+        make(job, strip, ap, x, room);
       }
     }
   }
