@@ -21,6 +21,7 @@ from benchmarks.suite import SuiteShape
 
 Step = Callable[[], object]
 MOST_ROUNDS = 50
+DECIDES = 4  # times as many rounds and as long, for what the package chooses: a burst of others may last half a second
 FEWEST_ROUNDS, LONG = 3, 0.4  # of steps longer than so many seconds; they need no warm-up either
 SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
 
@@ -58,12 +59,15 @@ def duel(
     )
     if contender.name == AUTO:
         benchmark.extra_info["plan"] = _plan(given, phase)
-    timings = interleave(benchmark, synchronised(step, options.device), synchronised(dense, options.device), options)
+    ours, theirs = synchronised(step, options.device), synchronised(dense, options.device)
+    timings = interleave(benchmark, ours, theirs, options, DECIDES if contender.name == AUTO else 1)
     benchmark.extra_info.update(timings)
 
 
-def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: Options) -> dict[str, Any]:
-    """Time ``ours`` with pytest-benchmark and ``theirs`` before each of its rounds.
+def interleave(
+    benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: Options, times: int = 1
+) -> dict[str, Any]:
+    """Time ``ours`` with pytest-benchmark and ``theirs`` before each of its rounds, ``times`` as long as usual.
 
     Returns:
         Medians and interquartile ranges of both in seconds, and the median of the rounds' ratios: neighbours in time meet
@@ -83,7 +87,7 @@ def interleave(benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: O
             ours()
 
     least, warmup = (FEWEST_ROUNDS, 0) if once > LONG else (options.least_rounds, 1)
-    rounds = min(MOST_ROUNDS, max(least, int(options.seconds / once / (2 if short else 1))))
+    rounds = min(times * MOST_ROUNDS, max(least + times - 1, int(times * options.seconds / once / (2 if short else 1))))
     benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds, warmup_rounds=warmup)
     del theirs_seconds[:warmup]
     stats, dense = benchmark.stats.stats, statistics.median(theirs_seconds)

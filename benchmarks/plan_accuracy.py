@@ -19,6 +19,7 @@ from time import perf_counter
 import torch
 
 import weit_kernels
+from benchmarks.allocator import keep_freed_memory
 from weit_kernels.backends import pairs, why_not
 
 Shape = dict[str, int]
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     dtype = getattr(torch, args.dtype)
 
     rows = []

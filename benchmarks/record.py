@@ -21,12 +21,14 @@ class Record:
         failed: the same for whatever raised, or computed something else than the reference.
         memory: measured and predicted bytes.
         budgets: what fits into a given memory.
+        keeps_memory: memory that was freed stayed with the process.
     """
 
     not_run: list[dict[str, str]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
     budgets: list[dict[str, Any]] = field(default_factory=list)
+    keeps_memory: bool = False
 
     def skip(self, who: dict[str, str], reason: str) -> None:
         """Note why something does not run, and leave the test."""
@@ -43,7 +45,7 @@ class Record:
         """Note what went wrong, and fail the test."""
         raise Noted(self.note(who, error), pytrace=False)
 
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
+    def rows(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return asdict(self)
 

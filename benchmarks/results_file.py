@@ -49,6 +49,7 @@ class Results:
         return {
             **info["weit"],
             "threads": f"{info['threads']}",
+            **({"freed memory": "kept"} if self.data["weit"].get("keeps_memory") else {}),
             "device": self.data["weit"]["device"],
             "dtype": self.data["weit"]["dtype"],
             "commit": f"{str(commit.get('id'))[:12]}{dirty}",

@@ -62,6 +62,17 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
     assert not record.not_run
 
 
+def test_what_the_package_chooses_is_timed_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.duel._seconds", lambda step: step() or 0.05)
+    named = next(c for c in CONTENDERS if c.name == "templates_first_torch")
+    rounds = []
+    for contender in (named, AUTO):
+        bench = stub()
+        duel(bench, "linear", SUITE, "forward", contender, Options(), Record())
+        rounds.append(bench.rounds)
+    assert rounds == [5, 11]  # 1.2 s in steps of 0.1 s, and no fewer than five
+
+
 class Wrong(Kron):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) * 1.01

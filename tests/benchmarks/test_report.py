@@ -50,6 +50,7 @@ def made_up() -> dict[str, Any]:
             "device": "cpu",
             "dtype": "float32",
             "quick": False,
+            "keeps_memory": True,
             "not_run": [{**who, "contender": name, "reason": "peft is not installed"} for name in ("peft", "lokr")],
             "failed": [{**who, "contender": "fastkron", "reason": "WrongResult: relative error 1.0e-01 in x"}],
             "memory": [memory],
@@ -72,7 +73,8 @@ def test_the_document_holds_every_table(file: Path, tmp_path: Path) -> None:
     text = out.read_text()
     for line in (
         "## made-up",
-        "processor made up, cores 2, threads 2, device cpu, dtype float32, commit 0123456789ab with local changes",
+        "processor made up, cores 2, threads 2, freed memory kept, device cpu, dtype float32, commit 0123456789ab with "
+        "local changes",
         "| llm_4096 | train | 256 | 10.000 ± 0.010 | 3.077 ± 0.010 | 3.25 | 3.70 | 0.88 | templates_first_torch "
         "| scalers_first_torch 3.50 | 0.90 |  | 160 |",
         "| llm_4096 | train | 256 | 3.25 | 3.30 | 0.50 | opt_einsum |",

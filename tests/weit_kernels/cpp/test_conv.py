@@ -83,7 +83,9 @@ LARGE_POINTWISE = Conv("large_pointwise", (3, 20, 17), (3, 5, 4, 70, 41), (1, 1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", COMPILED.values(), ids=COMPILED.keys())
-@pytest.mark.parametrize("case", [*CASES, *HALF_A_STRIP, LARGE, LARGE_EVEN, LARGE_POINTWISE], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*CASES, *HALF_A_STRIP, LARGE, LARGE_EVEN, LARGE_POINTWISE], ids=lambda case: case.name
+)
 def test_matches_the_reference(case: Conv, dtype: torch.dtype, layout: str, path: str) -> None:
     assert_as_good_as_dense(case.ours(path, layout), case.reference(layout), case.operands(dtype), slack=3.0)
 
