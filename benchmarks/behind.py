@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from weit_kernels.shapes import FEW_ROWS
+
 Row = Mapping[str, Any]
 AUTO = "auto"
-FEW_ROWS = 64
 SAVES = 1.05  # an operation limit below this leaves nothing to save
 
 # What each contender does where it is ahead, by name and kind of case: "few rows", "no saving", "saving". "": any.
