@@ -76,11 +76,11 @@ struct Lanes : Factors<E, Op> {
 
   // All lines of memory that a panel row of a map lies in; inlined by order, since compilers drop calls of a function that
   // only prefetches as without effect.
-  template <int WRITE>
+  template <int WRITE, int WIDTH>
   __attribute__((always_inline)) static inline void prefetch_row(const E *map) {
     constexpr int kLine = 64 / sizeof(E);
-    for (int c = 0; c < kWidth; c += kLine) __builtin_prefetch(map + c, WRITE);
-    __builtin_prefetch(map + kWidth - 1, WRITE);
+    for (int c = 0; c < WIDTH; c += kLine) __builtin_prefetch(map + c, WRITE);
+    __builtin_prefetch(map + WIDTH - 1, WRITE);
   }
 
   // Some features of a tensor: `first`, `first` + `step`, …, as far as the tensor has them.
@@ -102,7 +102,7 @@ struct Lanes : Factors<E, Op> {
       const E *map = from.at + rows.first * from.feature;
       O *row = to + run.done;
       for (int64_t r = 0; r < rows.there; ++r, map += step, row += kWidth) {
-        prefetch_row<0>(map + kLoadAhead * step);
+        prefetch_row<0, kWidth>(map + kLoadAhead * step);
         if (run.count == kWidth)
           pack_row<kWidth>(map, kWidth, row);
         else
@@ -126,7 +126,7 @@ struct Lanes : Factors<E, Op> {
     E *map;
     int64_t step;
     const E *bias;  // null: none
-    int64_t bias_step, ahead;  // ahead: how far behind a row lies what will be stored soon
+    int64_t bias_step, ahead;  // ahead: how far behind a row lies what is stored soon; 0: nothing is
 
     template <int ROWS, int VECTORS>
     inline void put(const typename Op::V (&sum)[ROWS][VECTORS]) const {
@@ -138,7 +138,8 @@ struct Lanes : Factors<E, Op> {
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) *reinterpret_cast<typename Op::V *>(line + v * kLanes) = sum[r][v] + b;
         narrow_row<VECTORS * kLanes>(line, map + r * step);
-        prefetch_row<1>(map + r * step + ahead);  // rows lie too far apart for the hardware to foresee them
+        // Rows lie too far apart for the hardware to foresee them.
+        if (ahead) prefetch_row<1, VECTORS * kLanes>(map + r * step + ahead);
       }
     }
     inline void skip(int64_t count) {
@@ -207,11 +208,11 @@ struct Lanes : Factors<E, Op> {
       const W *z = word(room.middle + r * columns * kWidth);
       const Rows features(job.out, a, job.p, job.m);
       if (whole) {
-        const int64_t step = job.p * to.feature, ahead = kStoreAhead * to.feature;
+        const int64_t step = job.p * to.feature, ahead = r + kStoreAhead < rows ? kStoreAhead * to.feature : 0;
         const MapRows maps{to.at + a * to.feature, step, bias ? bias + a : nullptr, job.p, ahead};
         product<Op, true, VECTORS>(S, job.m, z, over_c, maps, features.there);
       } else {
-        product<Op, true, VECTORS>(S, job.m, z, over_c, room.sums, nullptr, job.m, false);
+        product<Op, true, VECTORS>(S, job.m, z, over_c, room.sums, nullptr, features.there, false);
         store(strip, room.sums, bias, features, job.y);
       }
     }
@@ -283,7 +284,8 @@ struct Lanes : Factors<E, Op> {
     for (int64_t r = 0; r < rows; ++r) room.row_at[r] = r * step;
     for (int64_t t = 0; job.dx && t < job.N; ++t) room.T_at[t] = words(t * kSquare);
     const auto make = job.y ? make_y : make_dx;
-    for (int64_t b = part.b0; b < part.b1; b += job.block) make(job, part, b, b + clamp(part.b1 - b, job.block), room);
+    const int64_t block = strips(job.block) * kWidth;  // half a strip took the room of a whole one
+    for (int64_t b = part.b0; b < part.b1; b += block) make(job, part, b, b + clamp(part.b1 - b, block), room);
   }
 
   static constexpr weit::Kernels table() {

@@ -34,7 +34,8 @@ inline void narrow(float v, BFloat16 &to) {  // to the nearest, ties to even; Na
 
 inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value < most ? value : most; }
 
-// A whole panel row, or half of one, in another type; HARDWARE_BF16: the including file's instruction set rounds to bfloat16.
+// A whole panel row, or half of one, in another type; HARDWARE_BF16: the including file's instruction set rounds to
+// bfloat16.
 template <int WIDTH, class From, class To>
 inline void narrow_row(const From *__restrict from, To *__restrict to) {
 #ifdef HARDWARE_BF16
@@ -49,6 +50,7 @@ inline void narrow_row(const From *__restrict from, To *__restrict to) {
     return;
   }
 #endif
+#pragma GCC unroll 1  // a short loop would come out number by number instead of in vectors
   for (int c = 0; c < WIDTH; ++c) narrow(from[c], to[c]);
 }
 

@@ -129,7 +129,8 @@ struct Heights {
 };
 constexpr Heights kHeights{};
 
-// All rows of a product, of which the first VECTORS of a panel row's two vectors are wanted. `a_row` is for products down A.
+// All rows of a product, of which the first VECTORS of a panel row's two vectors are wanted. `a_row` is for products
+// down A.
 template <class Op, bool DOWN, int VECTORS, class To>
 void product(
     const typename Op::Word *a, int64_t a_row, const typename Op::Word *b, const Stretches &s, To to, int64_t count) {

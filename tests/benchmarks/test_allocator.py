@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+pytest.importorskip("resource", reason="page faults are counted by getrusage")
+
+ROOT = Path(__file__).parents[2]
 FAULTS = """
 import resource, torch
 from benchmarks.allocator import keep_freed_memory
@@ -12,7 +16,7 @@ from benchmarks.allocator import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):
-        torch.empty(2**24).fill_(1)  # 64 MiB, beyond what the allocator may keep by itself
+        torch.empty(2**23 + 2**20).fill_(1)  # 36 MiB: glibc returns such memory in any case
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 alone = faults()
@@ -24,8 +28,10 @@ print(then)
 
 
 def test_large_tensors_are_not_mapped_anew() -> None:
-    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=ROOT)
     kept, alone, then = found.stdout.split()
     if kept == "False":
-        pytest.skip("the C library's allocator is not glibc's")
+        pytest.skip("the allocator is not glibc's")
+    if int(alone) < 1000:
+        pytest.skip("this system counts no page faults, or maps large pages")
     assert int(then) < int(alone) / 2

@@ -68,10 +68,10 @@ CASES = [
     # Few strips of pixels with work for two cores: these share out the channels of the result.
     Conv("few_pixels", (2, 3, 3), (4, 5, 4, 70, 41), (1, 1), cut_out=5, cut_in=9),
 ]
-# One image whose last strip of pixels is one vector, of which there are two widths.
+# One image whose last strip of pixels is one vector, of two lanes to sixteen.
 HALF_A_STRIP = [
     Conv(f"half_a_strip_{h * w}", (1, h, w), (3, 14, 3, 19, 9), (1, 1), cut_out=5, cut_in=2)
-    for h, w in ((4, 6), (6, 8))
+    for h, w in ((1, 6), (2, 6), (4, 6), (6, 8))
 ]
 # Several panels on every axis, blocks that end inside an image, sums over many pixels.
 LARGE = Conv("large", (3, 20, 17), (3, 3, 5, 40, 36), cut_out=7, cut_in=3, settings={"padding": 1})
