@@ -26,7 +26,8 @@ def nearest_kron(
     Args:
         weights: ``(out, in, *kernel)``, or a sequence of such tensors that will share templates; sizes may differ,
             kernels, dtypes and devices may not.
-        N: how many templates; at most the full rank, ``min(Σ m·n, p·q·taps)``.
+        N: how many templates. Beyond the full rank, ``min(Σ m·n, p·q·taps)``, where the fit is exact, they repeat the
+            others, with scalers of zero, which training may use.
         template_shape: ``(p, q)``; the kernel is that of the weights.
         layout: ``"block"`` or ``"interleaved"``.
 
@@ -44,17 +45,15 @@ def nearest_kron(
     # float64: a float32 SVD would leave 1e-4 of a weight behind at full rank.
     exact = [w.detach().double() for w in weights]
     rows = torch.cat([_rearrange(w, m, n, p, q, layout) for w, (m, n) in zip(exact, grids, strict=True)])
-    if min(rows.shape) < N:
-        raise ValueError(f"N must be at most {min(rows.shape)}, the full rank of the rearranged weights, got {N}")
-
     u, sigma, vh = torch.linalg.svd(rows, full_matrices=False)
     u, sigma, vh = u[:, :N], sigma[:N], vh[:N]
     # An SVD's signs are arbitrary; a fixed choice makes banks reproducible across libraries.
     signs = vh.gather(1, vh.abs().argmax(1, keepdim=True)).sign()
     mean_square = sum(w.square().sum() for w in exact) / sum(w.numel() for w in exact)
     scale = (mean_square * vh.shape[1]).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    templates = (vh * signs * scale).reshape(N, p, q, *kernel)
-    coefficients = (u * (sigma / scale) * signs.T).split([m * n for m, n in grids])
+    rank = sigma.shape[0]
+    templates = (vh * signs * scale)[torch.arange(N, device=vh.device) % rank].reshape(N, p, q, *kernel)
+    coefficients = F.pad(u * (sigma / scale) * signs.T, (0, N - rank)).split([m * n for m, n in grids])
     scalers = [c.T.reshape(N, m, n) for c, (m, n) in zip(coefficients, grids, strict=True)]
 
     missed = sum(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,9 @@ class TemplateBank(KeepsShared):
 
     def __contains__(self, role: object) -> bool:
         return role in self.roles
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.roles)
 
     def num_parameters(self) -> int:
         """How many numbers all templates hold."""

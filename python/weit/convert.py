@@ -91,7 +91,7 @@ def extract_bank(model: nn.Module, spec: BankSpec | Mapping[str, Any], *, rules:
         (parts of a fused layer: ``<path>.parts.<i>``).
 
     Raises:
-        TypeError, ValueError: as ``kronify``; more templates than the full rank; NaN in a weight.
+        TypeError, ValueError: as ``kronify``; NaN in a weight.
     """
     matches, spec = find_layers(model, rules), BankSpec.of(spec)
     templates: dict[str, Tensor] = {}

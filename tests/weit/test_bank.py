@@ -38,6 +38,7 @@ def test_bank_is_a_module_with_roles():
     assert "k" not in bank
     assert bank.num_parameters() == 4 * 64 + 2 * 32 * 9 == sum(p.numel() for p in bank.parameters())
     assert isinstance(bank["q"], nn.Parameter)
+    assert list(bank) == ["q", "stage1_3x3"]
     with pytest.raises(KeyError, match="no role 'k' in this bank, only q, stage1_3x3"):
         bank["k"]
     bank.double()

@@ -280,9 +280,13 @@ def test_a_shared_layer_is_extracted_once():
     assert set(bank.source.state) == {"0.scalers", "0.bias", "2.scalers", "2.bias"}
 
 
+def test_more_templates_than_the_rank_leave_nothing_behind(trained):
+    bank, _ = extract_bank(trained, BankSpec(17, (4, 8)), rules=RULES)  # the rank is 16
+    assert bank["q"].shape[0] == 17
+    assert bank.relative_error["q"] < 1e-6
+
+
 def test_what_cannot_be_extracted_is_named(trained):
-    with pytest.raises(ValueError, match="role 'q': N must be at most 16"):
-        extract_bank(trained, BankSpec(17, (4, 8)), rules=RULES)
     broken = copy.deepcopy(trained)
     broken.blocks[1]["proj"].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"the weight of 'blocks.1.proj' .* NaN"):

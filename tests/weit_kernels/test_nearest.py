@@ -74,6 +74,15 @@ def test_any_template_shape(out: int, inn: int, p: int, q: int, data: st.DataObj
         assert error < 1e-13
 
 
+def test_templates_beyond_the_full_rank_repeat_the_others_with_scalers_of_zero() -> None:
+    weight = torch.randn(8, 10, dtype=torch.float64)
+    templates, (scalers,), error = nearest_kron(weight, 7, (4, 5))  # of rank 4
+    assert error < 1e-12
+    assert torch.equal(templates[4:], templates[:3])
+    assert not scalers[4:].any()
+    assert relative_error(rebuilt(templates, scalers, weight, "block"), weight) < 1e-12
+
+
 def test_zero_weight_is_reproduced() -> None:
     templates, (scalers,), error = nearest_kron(torch.zeros(4, 4), 1, (2, 2))
     assert error == 0
@@ -94,7 +103,6 @@ W = torch.ones(12, 20)
         (([W, W[..., None]], 1, (4, 5)), {}, ValueError, r"weights\[1\] must share kernel"),
         ((W * float("nan"), 1, (4, 5)), {}, ValueError, r"weights\[0\] holds NaN"),
         ((W, 0, (4, 5)), {}, ValueError, "N must be a positive int, got 0"),
-        ((W, 13, (4, 5)), {}, ValueError, "N must be at most 12, the full rank"),
         ((W, 1, (4, 5, 3)), {}, ValueError, r"template_shape must be two positive ints \(p, q\)"),
         ((W, 1, (0, 5)), {}, ValueError, "template_shape must be two positive ints"),
         ((W, 1, (4, 5)), {"layout": "x"}, ValueError, "layout must be one of"),

@@ -40,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsers[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.add_arguments(parsers[name])
         commands.add_subcommand(name, parsers[name], help=(command.__doc__ or "").split("\n")[0])
-    given = parser.parse_args(with_recipe(list(sys.argv[1:] if argv is None else argv)))
+    try:
+        given = parser.parse_args(with_recipe(list(sys.argv[1:] if argv is None else argv)))
+    except UnicodeDecodeError as error:
+        print(f"weit: the file that --config names is no text: {error}", file=sys.stderr)
+        return 2
     name = given.subcommand
     if name is None:
         parser.print_help()

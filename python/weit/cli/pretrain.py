@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -12,7 +12,7 @@ from weit.by_name import pretrain_bank
 from weit.cli.arguments import Parser, add_fields, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags
 from weit.engine import is_main_process
-from weit.models.sizes import parse_size
+from weit.models.sizes import Size, parse_size
 from weit.predict import predict
 from weit.pretrain import PretrainConfig
 
@@ -26,7 +26,7 @@ class PretrainFlags:
     Args:
         out: folder for the run; the bank goes to its subfolder bank.
         model: see weit compare --help; the usual one of the family if not given.
-        smaller: sizes that the pre-training also runs at, such as 48x6 32x3.
+        smaller: sizes that the pre-training also runs at; if not given, what of 48x6 32x6 64x3 48x4 32x3 is a part of size.
         resume: go on from the last checkpoint in the folder.
         predict: say what memory and time this would take, and do nothing.
         processes: for predict.
@@ -35,7 +35,7 @@ class PretrainFlags:
 
     out: Path
     model: str | None = None
-    smaller: list[str] = field(default_factory=lambda: ["48x6", "32x6", "64x3", "48x4", "32x3"])
+    smaller: list[str] | None = None
     resume: bool = False
     predict: bool = False
     processes: int = 1
@@ -77,7 +77,7 @@ def run(parser: Parser, given: Namespace) -> None:
     task = data.task()
     model = flags.model or task.model
     size = sizes.or_else({} if ":" in model else SIZE)
-    smaller = [parse_size(each) for each in flags.smaller]
+    smaller = _parts_of(size) if flags.smaller is None else [parse_size(each) for each in flags.smaller]
     if flags.predict:
         arguments = [task.arguments(model, each) for each in (size, *smaller)]
         found = predict(model, arguments[0], arguments[1:], config)
@@ -88,3 +88,9 @@ def run(parser: Parser, given: Namespace) -> None:
         return
     bank.save_pretrained(flags.out / "bank")
     print(f"{flags.out / 'bank'}: {len(bank.roles)} roles, {bank.num_parameters():,} numbers in templates")
+
+
+def _parts_of(size: Size) -> list[Size]:
+    """The usual smaller sizes, but those that are no part of ``size`` or all of it."""
+    usual = [parse_size(text) for text in ("48x6", "32x6", "64x3", "48x4", "32x3")]
+    return [each for each in usual if each != size and all(each[name] <= size.get(name, each[name]) for name in each)]  # type: ignore[operator]

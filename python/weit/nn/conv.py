@@ -51,8 +51,8 @@ class _KronConv(KronFactors):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_size("in_channels", in_channels)
-        check_size("out_channels", out_channels)
+        in_channels = check_size("in_channels", in_channels)
+        out_channels = check_size("out_channels", out_channels)
         # torch's own constructor checks these arguments and brings them to its form.
         sizes = (in_channels, out_channels, kernel_size)
         dense = self._dense(*sizes, stride, padding, dilation, groups, bias, padding_mode, device="meta")
@@ -62,6 +62,7 @@ class _KronConv(KronFactors):
         self._make_factors(shape, self.kernel_size, bias, templates, template_shape, layout, path, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x, -1 - len(self.kernel_size), "in_channels")
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
@@ -96,8 +97,7 @@ class _KronConv(KronFactors):
         """The layer nearest to ``conv`` in Frobenius norm, with new templates or with the given ones.
 
         Raises:
-            TypeError: ``conv`` is of another class. ValueError: as the constructor; more templates than the
-                full rank.
+            TypeError: ``conv`` is of another class. ValueError: as the constructor; NaN or infinity in the weight.
         """
         if not isinstance(conv, cls._dense):
             raise TypeError(f"conv must be an nn.{cls._dense.__name__}, got {type(conv).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, prod, sqrt
+from operator import index
 from typing import Any, TypeVar
 
 import torch
@@ -76,6 +77,12 @@ class KronFactors(KeepsShared):
         out, inn = self._dense_shape
         return kron_weight(self.templates, self.scalers, out_features=out, in_features=inn, layout=self.layout)
 
+    def _check_input(self, x: object, axis: int, name: str) -> None:
+        """The operator takes any width that the scalers' grid may stand for; a layer has one."""
+        expected = getattr(self, name)
+        if isinstance(x, Tensor) and x.dim() >= -axis and x.shape[axis] != expected:
+            raise ValueError(f"x.shape[{axis}] is {x.shape[axis]}, expected {name}={expected}")
+
     def _to_dense(self, skeleton: Dense) -> Dense:
         """Fill a dense layer without storage from this one."""
         trained = self.templates.requires_grad or self.scalers.requires_grad
@@ -111,21 +118,27 @@ def take_bias(layer: KronFactors, bias: Tensor | None) -> None:
 
 
 def check_size(name: str, value: object, expected: str = "an int") -> int:
-    """Return ``value`` if it is a positive int."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Return ``value`` if it is a positive int, or a number that stands for one, such as NumPy's."""
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, Tensor)):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return value
+    if number < 1:
+        raise ValueError(f"{name} must be positive, got {number}")
+    return number
 
 
 def check_template_shape(shape: Sequence[int] | None) -> tuple[int, int] | None:
     """Return ``shape`` as a tuple if it is two positive ints; ``None`` passes."""
     if shape is None:
         return None
-    if len(shape) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in shape):
-        raise ValueError(f"template_shape must be two positive ints (p, q), got {shape!r}")
-    return shape[0], shape[1]
+    try:
+        p, q = (check_size("template_shape", size) for size in shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"template_shape must be two positive ints (p, q), got {shape!r}") from None
+    return p, q
 
 
 def _check_given(
@@ -139,7 +152,7 @@ def _check_given(
     if templates.dim() != 3 + len(kernel) or tuple(templates.shape[3:]) != kernel or 0 in templates.shape:
         expected = ", ".join(["N", "p", "q", *map(str, kernel)])
         raise ValueError(f"templates must have shape ({expected}), none empty, got {tuple(templates.shape)}")
-    if template_shape is not None and tuple(template_shape) != tuple(templates.shape[1:3]):
+    if template_shape is not None and check_template_shape(template_shape) != tuple(templates.shape[1:3]):
         raise ValueError(f"template_shape is {tuple(template_shape)}, but templates have {tuple(templates.shape[1:3])}")
     if device is not None and torch.empty(0, device=device).device != templates.device:
         raise ValueError(f"device is {device}, but templates are on {templates.device}")

@@ -60,11 +60,11 @@ class KronLinear(KronFactors):
         super().__init__()
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        self._make_factors(
-            (out_features, in_features), (), bias, templates, template_shape, layout, path, device, dtype
-        )
+        shape = (self.out_features, self.in_features)
+        self._make_factors(shape, (), bias, templates, template_shape, layout, path, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x, -1, "in_features")
         return kron_linear(
             x,
             self.templates,
@@ -92,8 +92,7 @@ class KronLinear(KronFactors):
         """The layer nearest to ``linear`` in Frobenius norm, with new templates or with the given ones.
 
         Raises:
-            TypeError: ``linear`` is no ``nn.Linear``. ValueError: as the constructor; more templates than the
-                full rank.
+            TypeError: ``linear`` is no ``nn.Linear``. ValueError: as the constructor; NaN or infinity in the weight.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")

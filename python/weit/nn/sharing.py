@@ -9,6 +9,7 @@ parameter, and every other one adopts it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class KeepsShared(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = dict(self._parameters)
-        super()._apply(fn, recurse)
+        super()._apply(partial(_without_format, fn), recurse)
         self._adopt(before, copy=False)
         return self
 
@@ -42,6 +43,17 @@ class KeepsShared(nn.Module):
                 with torch.no_grad():
                     adopted.copy_(new)
             self._parameters[name] = adopted
+
+
+def _without_format(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """``fn(tensor)``, in the order that the tensor has.
+
+    ``.to(memory_format=…)`` orders whatever has four or five axes as if they were those of maps; templates of
+    convolutions have as many, and no such axes.
+    """
+    if tensor.dim() < 4 or type(tensor) not in (Tensor, nn.Parameter):
+        return fn(tensor)
+    return fn(tensor.flatten()).view(tensor.shape)
 
 
 def _earlier_replacement(old: nn.Parameter, new: nn.Parameter) -> nn.Parameter | None:

@@ -45,6 +45,16 @@ def test_pretrain_leaves_a_run_and_a_bank(bank: Path) -> None:
     assert loaded.source.config["training_flops"] > 0
 
 
+def test_pretraining_a_small_size_leaves_larger_ones_out(tmp_path: Path) -> None:
+    assert run("pretrain", "--out", tmp_path / "run", "--size", "32x3", *TINY) == 0
+
+
+def test_a_config_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(128, 200)))
+    assert run("train", "--config", tmp_path / "binary.yaml", "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_run_is_not_resumed_at_other_sizes(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pretrain", "--out", bank.parent, "--size", "32x2", "--smaller", "16x2", *TINY, "--resume") == 1
     assert "config differs from that of the run to resume" in capsys.readouterr().err

@@ -114,6 +114,12 @@ def test_bad_arguments_name_themselves(args, kwargs, error, message):
         KronConv2d(*args, **kwargs)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_channels_are_refused(channels):
+    with pytest.raises(ValueError, match=rf"x.shape\[-3\] is {channels}, expected in_channels=3"):
+        KronConv2d(3, 8, 3, padding=1, padding_mode="reflect")(torch.ones(2, channels, 6, 6))
+
+
 def test_from_conv_refuses_other_layers():
     with pytest.raises(TypeError, match=r"conv must be an nn\.Conv2d, got Conv1d"):
         KronConv2d.from_conv(nn.Conv1d(4, 4, 3))

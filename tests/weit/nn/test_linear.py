@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,12 +186,33 @@ def test_bad_arguments_name_themselves(arguments, error, message):
 
 def test_bad_inputs_name_themselves():
     layer = KronLinear(8, 8)
-    with pytest.raises(ValueError, match=r"x.shape\[-1\] is 9"):
+    with pytest.raises(ValueError, match=r"x.shape\[-1\] is 9, expected in_features=8"):
         layer(torch.ones(2, 9))
+    ragged = KronLinear(10, 8, template_shape=(4, 4))  # whose scalers would serve 9 to 12 features
+    for width in (9, 12):
+        with pytest.raises(ValueError, match=rf"x.shape\[-1\] is {width}, expected in_features=10"):
+            ragged(torch.ones(2, width))
+    with pytest.raises(ValueError, match="got a scalar"):
+        layer(torch.ones(()))
     with pytest.raises(TypeError, match="x must be float64, float32"):
         layer(torch.ones(2, 8, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"linear must be an nn\.Linear, got Conv2d"):
         KronLinear.from_linear(nn.Conv2d(3, 3, 1))
+
+
+def test_sizes_may_be_numpys():
+    layer = KronLinear(np.int64(8), np.int32(6), template_shape=(np.int64(2), 4))
+    assert layer(torch.ones(3, 8)).shape == (3, 6)
+    assert type(layer.in_features) is int
+
+
+@pytest.mark.parametrize("sizes", [(32, 32), (64, 10), (100, 7)])
+def test_from_linear_with_more_templates_than_the_rank_is_exact(sizes):
+    dense = nn.Linear(*sizes, dtype=torch.float64)
+    layer = KronLinear.from_linear(dense)
+    assert layer.templates.shape[0] == 8
+    assert torch.allclose(layer.weight, dense.weight)
+    assert layer.templates.flatten(1).norm(dim=1).min() > 0  # those with scalers of zero can still be learned
 
 
 def fused(bias=True):

@@ -127,6 +127,18 @@ def test_a_bank_outside_the_model_follows_when_moved_alike():
     assert bank["c"] is model.convs[0].templates
 
 
+def test_memory_formats_are_for_maps():
+    model = Model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.to(memory_format=torch.channels_last)
+    assert_shared(model)
+    assert all(holder.is_contiguous() for places in model.holders() for holder in places)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        maps = torch.ones(2, 4, 5, 5).to(memory_format=torch.channels_last)
+        assert model.convs(maps).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_new_parameter_put_in_by_hand_stays_alone():
     model = Model()
     model.first.templates = nn.Parameter(torch.randn(2, 4, 4))

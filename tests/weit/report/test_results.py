@@ -25,7 +25,9 @@ def test_the_page_has_a_section_with_table_verdicts_and_plot_for_each_file(resul
     page = tmp_path / "docs" / "results.md"
     write_page([results, results], page, "# Results")
     text = page.read_text()
-    assert text.startswith(f"# Results\n\n## Classification: vit on digits, {example().config.steps} steps\n")
+    config = example().config
+    title = f"Classification: vit on digits, {config.steps} steps after {config.pretrain_steps} of pre-training"
+    assert text.startswith(f"# Results\n\n## {title}\n")
     assert text.count(table(example())) == 2
     for sentence in verdicts(example()):
         assert f"- {sentence}\n" in text
