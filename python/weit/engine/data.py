@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from weit.engine.seeds import mix, reseed_all
 
 Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | Sequence[Tensor]"
-"""A map-style data set of items (input, target), a data loader over one, or a pair of tensors (inputs, targets).
+"""A map-style data set of items (input, target), a list of them too; a data loader over one; or a pair of tensors (inputs,
+targets).
 
 Where a model takes several inputs, a data set's ``input`` is a tuple of tensors."""
 
@@ -151,6 +152,8 @@ def _as_tensors(data: Any) -> tuple[Tensor, Tensor] | None:
         data = data.tensors
     if not isinstance(data, tuple | list):
         return None
+    if isinstance(data, list) and all(isinstance(item, tuple | list) for item in data):  # a data set of items
+        return None
     inputs, targets = _as_pair(data)
     if not isinstance(inputs, Tensor):
         raise TypeError("data in memory must be a pair of tensors; several inputs come from a data set")
@@ -170,7 +173,7 @@ def _as_pair(batch: Any) -> Batch:
         or (several and not inputs)
         or not all(isinstance(part, Tensor) and part.dim() for part in parts)
     ):
-        kinds = ", ".join(type(part).__name__ for part in parts)
+        kinds = ", ".join(type(part).__name__ for part in parts[:4]) + ", …" * (len(parts) > 4)
         raise TypeError(f"data must give pairs of tensors (inputs, targets), got ({kinds})")
     return tuple(inputs) if several else inputs, batch[1]
 

@@ -96,6 +96,8 @@ class _KronConv(KronFactors):
     ) -> Layer:
         """The layer nearest to ``conv`` in Frobenius norm, with new templates or with the given ones.
 
+        A weight that templates do not divide counts as padded with zeros.
+
         Raises:
             TypeError: ``conv`` is of another class. ValueError: as the constructor; NaN or infinity in the weight.
         """

@@ -68,3 +68,15 @@ X, Y = torch.zeros(1, 4), torch.tensor(0)
 def test_items_of_another_kind_are_refused(item, error, message) -> None:
     with pytest.raises(error, match=message):
         Batches(NotPairs(item), 4)
+
+
+def test_a_list_of_items_is_a_data_set() -> None:
+    x, y = torch.randn(24, 3), torch.arange(24) % 4
+    listed, pair = Batches([(a, int(b)) for a, b in zip(x, y, strict=True)], 8, seed=1), Batches((x, y), 8, seed=1)
+    for step in range(4):
+        assert all(torch.equal(a, b) for a, b in zip(listed.batch(step), pair.batch(step), strict=True))
+
+
+def test_a_refused_list_is_named_in_short() -> None:
+    with pytest.raises(TypeError, match=r"got \(Tensor, Tensor, Tensor, Tensor, …\)$"):
+        Batches([torch.ones(2)] * 100, 4)
