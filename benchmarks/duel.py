@@ -21,9 +21,8 @@ from benchmarks.suite import SuiteShape
 
 Step = Callable[[], object]
 MOST_ROUNDS = 50
-DECIDES = (
-    4  # times as many rounds and as long, at most, for what the package chooses: bursts of others last half a second
-)
+# Times as many rounds and as long, at most, for what the package chooses: bursts of others last half a second.
+DECIDES = 4
 FEWEST_ROUNDS, LONG = 3, 0.4  # of steps longer than so many seconds; they need no warm-up either
 SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
 

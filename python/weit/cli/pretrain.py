@@ -12,7 +12,7 @@ from weit.by_name import pretrain_bank
 from weit.cli.arguments import Parser, add_fields, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags
 from weit.engine import is_main_process
-from weit.models.sizes import Size, parse_size
+from weit.models.sizes import SMALLER, Size, parse_size
 from weit.predict import predict
 from weit.pretrain import PretrainConfig
 
@@ -92,5 +92,10 @@ def run(parser: Parser, given: Namespace) -> None:
 
 def _parts_of(size: Size) -> list[Size]:
     """The usual smaller sizes, but those that are no part of ``size`` or all of it."""
-    usual = [parse_size(text) for text in ("48x6", "32x6", "64x3", "48x4", "32x3")]
-    return [each for each in usual if each != size and all(each[name] <= size.get(name, each[name]) for name in each)]  # type: ignore[operator]
+    usual = [parse_size(text) for text in SMALLER]
+    return [each for each in usual if each != size and all(_at_most(each[name], size.get(name)) for name in each)]
+
+
+def _at_most(value: int | list[int], limit: int | list[int] | None) -> bool:
+    """Whether a number is within another one; what has no number for a limit has no limit."""
+    return not (isinstance(value, int) and isinstance(limit, int)) or value <= limit

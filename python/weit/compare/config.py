@@ -9,7 +9,7 @@ from typing import Any
 
 from weit.compare.pool import default_workers
 from weit.engine.config import PRECISIONS
-from weit.models.sizes import parse_size
+from weit.models.sizes import SMALLER, parse_size
 from weit.rivals import RIVALS
 from weit.tasks import FAMILIES, Task, load_task
 
@@ -94,7 +94,7 @@ class CompareConfig:
     source: Path | None = None
     small: Path | None = None
     size: str = "64x6"
-    smaller: list[str] = field(default_factory=lambda: ["48x6", "32x6", "64x3", "48x4", "32x3"])
+    smaller: list[str] = field(default_factory=lambda: list(SMALLER))
     templates: int = 8
     template_shape: tuple[int, int] | None = None
     source_size: str = "96x9"

@@ -13,6 +13,9 @@ from weit.models.create import create_model
 Size = dict[str, int | list[int]]
 """Names and values of a model's sizes, such as ``{"width": 64, "depth": 6}``."""
 
+# Where the user names none: what a pre-training of 64x6 also runs at.
+SMALLER = ("48x6", "32x6", "64x3", "48x4", "32x3")
+
 
 def parse_size(text: str) -> Size:
     """``"64x6"`` -> ``{"width": 64, "depth": 6}``; ``"layers=2-2,width=64"`` -> ``{"layers": [2, 2], "width": 64}``.

@@ -112,7 +112,7 @@ class _KronConv(KronFactors):
             device=conv.weight.device,
             dtype=conv.weight.dtype,
         )
-        return layer._fit(conv, fit_templates=isinstance(templates, int))
+        return layer._fit(conv, fit_templates=not isinstance(templates, nn.Parameter))
 
     def extra_repr(self) -> str:
         line = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"

@@ -117,10 +117,10 @@ def take_bias(layer: KronFactors, bias: Tensor | None) -> None:
         layer.bias.requires_grad_(bias.requires_grad)
 
 
-def check_size(name: str, value: object, expected: str = "an int") -> int:
+def check_size(name: str, value: Any, expected: str = "an int") -> int:
     """Return ``value`` if it is a positive int, or a number that stands for one, such as NumPy's."""
     try:
-        number = index(value)  # type: ignore[arg-type]
+        number = index(value)
     except TypeError:
         number = None
     if number is None or isinstance(value, (bool, Tensor)):

@@ -109,7 +109,7 @@ class KronLinear(KronFactors):
             device=linear.weight.device,
             dtype=linear.weight.dtype,
         )
-        return layer._fit(linear, fit_templates=isinstance(templates, int))
+        return layer._fit(linear, fit_templates=not isinstance(templates, nn.Parameter))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._factors_repr()}"

@@ -69,9 +69,9 @@ def write_page(results: Sequence[Path], page: Path, opening: str) -> None:
 def _section(path: Path, comparison: Comparison, machine: dict[str, str], plot: str, link: str) -> str:
     config = comparison.config
     settings = "; ".join(f"{name} {_plain(getattr(config, name))}" for name in _SHOWN)
-    before = f" after {config.pretrain_steps} of pre-training"
     lines = [
-        f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}, {config.steps} steps{before}",
+        f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}, {config.steps} steps "
+        f"after {config.pretrain_steps} of pre-training",
         f"{settings}. {_machine(machine)}, torch {machine['torch']}. [All numbers]({link}).",
         f"```\n{table(comparison)}\n```",
         "\n".join(f"- {sentence}" for sentence in verdicts(comparison)),

@@ -204,6 +204,10 @@ def test_sizes_may_be_numpys():
     layer = KronLinear(np.int64(8), np.int32(6), template_shape=(np.int64(2), 4))
     assert layer(torch.ones(3, 8)).shape == (3, 6)
     assert type(layer.in_features) is int
+    dense = layer.to_linear()
+    assert torch.equal(
+        KronLinear.from_linear(dense, templates=np.int64(8)).weight, KronLinear.from_linear(dense).weight
+    )
 
 
 @pytest.mark.parametrize("sizes", [(32, 32), (64, 10), (100, 7)])
