@@ -13,7 +13,7 @@ from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
 from weit_kernels.paths.panel import WORKSPACE_BYTES
 from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
-from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape
+from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape, sizes
 
 NEAREST = 4  # how many candidates WEIT_TUNE=1 times
 ROWS_PER_TILE = 128  # on_the_fly makes a weight tile again for so many rows
@@ -152,23 +152,27 @@ def plan(
         path, backend: force one, or ``"auto"``.
 
     Raises:
-        ValueError: sizes, dtype or names do not fit. RuntimeError: the path or backend cannot run here.
+        TypeError: a shape is no sequence of ints. ValueError: sizes, dtype, device or names do not fit.
+        RuntimeError: the path or backend cannot run here.
     """
     if isinstance(M, bool) or not isinstance(M, int) or M < 0:
         raise ValueError(f"M must be an int, 0 or more, got {M!r}")
-    if len(scalers_shape) != 3 or min(scalers_shape) < 1:
-        raise ValueError(f"scalers_shape must be (N, m, n), all positive, got {tuple(scalers_shape)}")
-    N, m, n = scalers_shape
-    full = (N, *template_shape) if len(template_shape) == 2 else tuple(template_shape)
-    if len(full) < 3 or min(full) < 1 or full[0] != N:
-        raise ValueError(
-            f"template_shape must be (p, q) or (N, p, q, *kernel) with N={N}, all positive, got {tuple(template_shape)}"
-        )
+    scaler_sizes = sizes("scalers_shape", scalers_shape)
+    if len(scaler_sizes) != 3:
+        raise ValueError(f"scalers_shape must be (N, m, n), got {scaler_sizes}")
+    N, m, n = scaler_sizes
+    template_sizes = sizes("template_shape", template_shape)
+    full = (N, *template_sizes) if len(template_sizes) == 2 else template_sizes
+    if len(full) < 3 or full[0] != N:
+        raise ValueError(f"template_shape must be (p, q) or (N, p, q, *kernel) with N={N}, got {template_sizes}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
     p, q, *kernel = full[1:]
     shape = KronShape(N, m, n, p, q, m * p, n * q, LAYOUTS[0], tuple(kernel))
-    where = torch.device(device)
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that torch knows, got {device!r}") from error
     pointwise = all(taps == 1 for taps in kernel)
     require_runnable(path, backend, where.type, dtype, kernel=shape.kernel, pointwise=pointwise, unit_stride=True)
     return choose(Request(shape, M, dtype, where, needs_grad, path, backend, pointwise=pointwise, unit_stride=True))

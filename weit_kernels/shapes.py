@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from typing import Any
 
 import torch
@@ -48,6 +49,17 @@ class KronShape:
     def ragged(self) -> bool:
         """Whether the dense weight is smaller than ``(m·p, n·q)``."""
         return (self.out_features, self.in_features) != (self.m * self.p, self.n * self.q)
+
+
+def sizes(name: str, shape: object) -> tuple[int, ...]:
+    """``shape`` as a tuple, if it is a sequence of positive ints, or of numbers that stand for them, such as NumPy's."""
+    try:
+        found = tuple(map(index, shape))  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of ints, got {shape!r}") from None
+    if min(found, default=1) < 1:
+        raise ValueError(f"{name} must be all positive, got {found}")
+    return found
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

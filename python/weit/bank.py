@@ -121,6 +121,8 @@ class TemplateBank(KeepsShared):
 
     def __init__(self, templates: Mapping[str, Tensor], layout: str = "block") -> None:
         super().__init__()
+        if not isinstance(templates, Mapping):
+            raise TypeError(f"templates must be a mapping of role names to tensors, got {type(templates).__name__}")
         check_choice("layout", layout, LAYOUTS)
         self.layout = layout
         self.source: Source | None = None
@@ -194,7 +196,7 @@ class TemplateBank(KeepsShared):
             raise FileNotFoundError(f"no folder {directory} to read a template bank from")
         try:
             return cls._read(directory)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
             reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
             raise ValueError(f"{directory} holds no whole template bank: {reason}") from error
 

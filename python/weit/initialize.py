@@ -55,6 +55,8 @@ def initialize(
     Raises:
         TypeError, ValueError, FloatingPointError: as ``kronify``, ``lay_out`` and ``fit_scalers``; ``model`` is unchanged.
     """
+    if not isinstance(bank, TemplateBank):
+        raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
     if steps < 0:
         raise ValueError(f"steps must be an int from 0, got {steps!r}")
     target = copy.deepcopy(model)

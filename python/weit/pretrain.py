@@ -61,7 +61,7 @@ class PretrainConfig(TrainConfig):
 def pretrain(
     model: nn.Module,
     data: Data,
-    config: PretrainConfig | None = None,
+    config: PretrainConfig | Mapping[str, Any] | None = None,
     *,
     bank: TemplateBank | None = None,
     smaller: Sequence[nn.Module] = (),
@@ -74,6 +74,7 @@ def pretrain(
     resume: bool = False,
     progress: bool = True,
     settings: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
 ) -> TemplateBank:
     """Train a template bank: every weight that the rules name is templates ⊗ scalers from the first step to the last.
 
@@ -82,8 +83,8 @@ def pretrain(
 
     Args:
         model: the largest size; kronified in place unless it is already, and trained.
-        data, loss, run_dir, resume, progress, settings: as for ``weit.engine.train``.
-        config: see ``PretrainConfig``.
+        data, loss, run_dir, resume, progress, settings, flags: as for ``weit.engine.train``.
+        config: a ``PretrainConfig``, or a mapping with its fields.
         bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified.
         smaller: models of the same family, none larger than ``model`` in anything; only their shapes count.
         teacher: a trained model with the same outputs, to distil from.
@@ -101,7 +102,7 @@ def pretrain(
     Source: WeiT (arXiv 2604.14769), constraint-based pre-training with structured masks; distillation as Hinton et al.
     2015, "Distilling the knowledge in a neural network".
     """
-    config = config or PretrainConfig()
+    config = PretrainConfig.of(config)
     with own_randomness(config.seed):
         Batches(data, config.batch_size)  # checks it, while the model is still as it was
         bank = _kronified(model, bank, config, rules)
@@ -118,6 +119,7 @@ def pretrain(
         progress=progress,
         find_unused_parameters=True,  # a smaller size leaves out the last layers
         settings=settings,
+        flags=flags,
     )
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ def fit_scalers(
     seed: int = 0,
     loss: Loss = F.cross_entropy,
     progress: bool = False,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> list[Record]:
     """Train what a kronified model does not share, in place: scalers, biases, norms, embeddings, heads.
@@ -42,7 +45,7 @@ def fit_scalers(
 
     Args:
         model: kronified with ``bank``.
-        data, loss, progress: as for ``weit.engine.train``.
+        data, loss, progress, run_dir, resume: as for ``weit.engine.train``.
         steps, lr, batch_size, seed, **settings: fields of ``weit.engine.TrainConfig``.
 
     Returns:
@@ -59,7 +62,7 @@ def fit_scalers(
         raise ValueError("model must be kronified with bank, but none of its layers has templates from it")
     config = TrainConfig(**{"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, **settings})
     with _frozen(bank):
-        return train(model, data, config, loss=loss, progress=progress)
+        return train(model, data, config, loss=loss, progress=progress, run_dir=run_dir, resume=resume)
 
 
 @torch.no_grad()

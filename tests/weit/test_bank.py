@@ -105,6 +105,7 @@ def drop(name):
     [
         (break_json, ""),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), ""),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), ""),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not of format 'weit-bank'"),
         (edit_config(format="other"), "config.json is not of format 'weit-bank'"),
         (edit_config(version=2), "version 1"),
@@ -181,6 +182,7 @@ def test_saving_into_a_folder_of_other_things_keeps_them(tmp_path):
         ({"a": torch.ones(0, 2, 2)}, "block", ValueError, "none empty"),
         ({"a": torch.ones(1, 2, 2).int()}, "block", TypeError, r"templates\['a'\] must be float64"),
         ({"a": [1.0]}, "block", TypeError, r"templates\['a'\] must be a torch.Tensor, got list"),
+        ([torch.ones(1, 2, 2)], "block", TypeError, "templates must be a mapping of role names to tensors, got list"),
         ({"a": torch.ones(1, 2, 2)}, "rows", ValueError, "layout must be one of"),
     ],
 )

@@ -94,5 +94,10 @@ def test_steps_must_not_be_negative(bank: weit.TemplateBank) -> None:
         weit.initialize(vit(), bank, images(), steps=-1)
 
 
+def test_a_spec_is_no_bank() -> None:
+    with pytest.raises(TypeError, match="bank must be a TemplateBank, got dict"):
+        weit.initialize(vit(), SPEC, images())
+
+
 def test_spec_of_the_toys_is_what_the_bank_has(bank: weit.TemplateBank) -> None:
     assert {tuple(bank[role].shape) for role in bank.roles} == {(SPEC["templates"], *SPEC["template_shape"])}

@@ -10,8 +10,13 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 
 import docstring_parser
 import jsonargparse
+import yaml
+
+from weit.engine.run_folder import CONFIG
+from weit.files import atomic_write
 
 Config = TypeVar("Config")
+_OF_ONE_CALL = ("config", "debug", "resume", "predict", "fresh")
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -70,6 +75,17 @@ def _helps(config: type) -> dict[str, str]:
         for parameter in docstring_parser.parse(base.__doc__ or "").params:
             helps[parameter.arg_name] = " ".join((parameter.description or "").replace("`", "").split())
     return helps
+
+
+def flags_of(given: jsonargparse.Namespace) -> dict[str, Any]:
+    """The flags as ``config.yaml`` keeps them, which ``--config`` takes again; without what one call alone is told."""
+    kept = {name: value for name, value in given.as_dict().items() if name not in _OF_ONE_CALL}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
+
+
+def write_flags(folder: Path, given: jsonargparse.Namespace) -> None:
+    """Write ``folder/config.yaml`` for a command that is not one training run."""
+    atomic_write(folder / CONFIG, yaml.safe_dump(flags_of(given), sort_keys=False))
 
 
 def existing_folder(name: str, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from weit.cli.arguments import Parser, add_fields, read_fields
+from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.compare import CompareConfig, compare
 from weit.report import table, verdicts, write_report
 
@@ -18,4 +18,5 @@ def add_arguments(parser: Parser) -> None:
 def run(parser: Parser, given: Namespace) -> None:
     comparison = compare(read_fields(parser, given, CompareConfig))
     report = write_report(comparison, comparison.config.out)
+    write_flags(comparison.config.out, given)
     print(table(comparison), "", *verdicts(comparison), f"Report: {report}", sep="\n")

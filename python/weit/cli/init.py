@@ -1,4 +1,4 @@
-"""Make a dense model of any size from a pre-trained bank; writes model.safetensors and config.json.
+"""Make a dense model of any size from a pre-trained bank; writes model.safetensors, config.json and the record of fitting.
 
 The model is of the bank's own family; sizes that are not named are as in the pre-trained model.
 """
@@ -13,11 +13,15 @@ from jsonargparse import Namespace
 
 from weit.bank import TemplateBank
 from weit.by_name import start_from_bank
-from weit.cli.arguments import Parser, add_fields, read_fields
+from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.cli.model import DataFlags, SizeFlags, scores
-from weit.models import save_model
+from weit.engine.run_folder import METRICS
+from weit.files import atomic_dir
+from weit.models.folder import write_model
+from weit.report.curves import CURVES, plot_run
 
 RESUME = "nothing was written"
+_OF_FITTING = (METRICS, "tensorboard", "checkpoints", CURVES)  # what an older start in the folder may have more of
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,13 @@ def run(parser: Parser, given: Namespace) -> None:
         {name: value for name, value in bank.source.config["arguments"].items() if name not in of_data}
     )
     fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, "batch_size": flags.batch_size, "seed": flags.seed}
-    network = start_from_bank(task, bank, model, size, **fit, progress=True)
-    save_model(network, flags.out, model, task.arguments(model, size))
+    with atomic_dir(flags.out, known=_OF_FITTING) as folder:
+        if flags.steps:
+            fit["run_dir"] = folder
+        network = start_from_bank(task, bank, model, size, **fit, progress=True)
+        write_model(network, folder, model, task.arguments(model, size))
+        write_flags(folder, given)
+        plot_run(folder)
     found = scores(task, network, "validation")
     numbers = sum(parameter.numel() for parameter in network.parameters())
     print(f"{flags.out}: {model} {size}, {numbers:,} parameters; before training: {found}")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
 from weit.bank import BankSpec
 from weit.by_name import pretrain_bank
-from weit.cli.arguments import Parser, add_fields, read_fields
+from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags
 from weit.engine import is_main_process
-from weit.models.sizes import SMALLER, Size, parse_size
+from weit.models.sizes import parse_size, usual_smaller
 from weit.predict import predict
 from weit.pretrain import PretrainConfig
+from weit.report import plot_run
 
 RESUME = "the same command with --resume goes on from the last checkpoint"
 
@@ -26,7 +28,8 @@ class PretrainFlags:
     Args:
         out: folder for the run; the bank goes to its subfolder bank.
         model: see weit compare --help; the usual one of the family if not given.
-        smaller: sizes that the pre-training also runs at; if not given, what of 48x6 32x6 64x3 48x4 32x3 is a part of size.
+        smaller: sizes that the pre-training also runs at; if not given, what of 48x6 32x6 64x3 48x4 32x3 is a part of size,
+            none for a model whose sizes have other names.
         resume: go on from the last checkpoint in the folder.
         predict: say what memory and time this would take, and do nothing.
         processes: for predict.
@@ -77,25 +80,16 @@ def run(parser: Parser, given: Namespace) -> None:
     task = data.task()
     model = flags.model or task.model
     size = sizes.or_else({} if ":" in model else SIZE)
-    smaller = _parts_of(size) if flags.smaller is None else [parse_size(each) for each in flags.smaller]
+    smaller = usual_smaller(size) if flags.smaller is None else [parse_size(each) for each in flags.smaller]
     if flags.predict:
         arguments = [task.arguments(model, each) for each in (size, *smaller)]
         found = predict(model, arguments[0], arguments[1:], config)
         print(found.describe(config, flags.processes, flags.tflops * 1e12))
         return
-    bank = pretrain_bank(task, model, size, smaller, config, run_dir=flags.out, resume=flags.resume)
+    run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "flags": flags_of(given)}
+    bank = pretrain_bank(task, model, size, smaller, config, **run)
     if not is_main_process():
         return
+    plot_run(flags.out)
     bank.save_pretrained(flags.out / "bank")
     print(f"{flags.out / 'bank'}: {len(bank.roles)} roles, {bank.num_parameters():,} numbers in templates")
-
-
-def _parts_of(size: Size) -> list[Size]:
-    """The usual smaller sizes, but those that are no part of ``size`` or all of it."""
-    usual = [parse_size(text) for text in SMALLER]
-    return [each for each in usual if each != size and all(_at_most(each[name], size.get(name)) for name in each)]
-
-
-def _at_most(value: int | list[int], limit: int | list[int] | None) -> bool:
-    """Whether a number is within another one; what has no number for a limit has no limit."""
-    return not (isinstance(value, int) and isinstance(limit, int)) or value <= limit

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
 from weit.by_name import build, train_dense
-from weit.cli.arguments import Parser, add_fields, read_fields
+from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig, is_main_process
 from weit.models import load_model, save_model
 from weit.models.sizes import training_flops
+from weit.report import plot_run
 
 RESUME = "the same command with --resume goes on from the last checkpoint"
 
@@ -53,9 +55,11 @@ def run(parser: Parser, given: Namespace) -> None:
         size = sizes.or_else({} if ":" in model else SIZE)
         arguments = task.arguments(model, size)
         network = build(task, model, size, config.seed)
-    train_dense(task, network, config, run_dir=flags.out, resume=flags.resume)
+    run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "flags": flags_of(given)}
+    train_dense(task, network, config, **run)
     if not is_main_process():
         return
+    plot_run(flags.out)
     flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, flags.out / "model", model, arguments, training_flops=flops)
     print(f"{flags.out / 'model'}: {scores(task, network, 'validation', 'test')}")

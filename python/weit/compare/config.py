@@ -9,7 +9,7 @@ from typing import Any
 
 from weit.compare.pool import default_workers
 from weit.engine.config import PRECISIONS
-from weit.models.sizes import SMALLER, parse_size
+from weit.models.sizes import Size, parse_size, usual_smaller
 from weit.rivals import RIVALS
 from weit.tasks import FAMILIES, Task, load_task
 
@@ -57,7 +57,7 @@ class CompareConfig:
         source: folder of a trained dense model that weight_selection, tleg and distillation take from; made if needed.
         small: folder of a trained dense model that ligo and bert2bert take from; made if needed.
         size: of the model that a bank is pre-trained with.
-        smaller: sizes that the pre-training also runs at.
+        smaller: sizes that the pre-training also runs at; see weit pretrain --help for those it has if not given.
         templates: of each role in the bank.
         template_shape: rows and columns; chosen from the layers' sizes if not given.
         source_size: of the source; weight_selection serves targets that are no larger, tleg those of its width.
@@ -94,7 +94,7 @@ class CompareConfig:
     source: Path | None = None
     small: Path | None = None
     size: str = "64x6"
-    smaller: list[str] = field(default_factory=lambda: list(SMALLER))
+    smaller: list[str] | None = None
     templates: int = 8
     template_shape: tuple[int, int] | None = None
     source_size: str = "96x9"
@@ -128,7 +128,7 @@ class CompareConfig:
             object.__setattr__(self, "rivals", list(RIVAL_NAMES))
         unknown = [name for name in self.rivals if name not in RIVAL_NAMES]
         require(not unknown, "rivals", f"all, or of {', '.join(RIVAL_NAMES)}", ", ".join(unknown))
-        for size in (*self.targets, self.size, *self.smaller, self.source_size, self.small_size):
+        for size in (*self.targets, self.size, *(self.smaller or []), self.source_size, self.small_size):
             parse_size(size)
 
     def task(self) -> Task:
@@ -141,6 +141,11 @@ class CompareConfig:
         root = None if self.root is None else str(self.root)
         own = {"image_size": self.image_size, "augment": self.augment}
         return {"data": self.data, "root": root, "family": self.family, **own}
+
+    @property
+    def smaller_sizes(self) -> list[Size]:
+        """What the pre-training runs at beside ``size``."""
+        return usual_smaller(parse_size(self.size)) if self.smaller is None else [parse_size(s) for s in self.smaller]
 
     @property
     def precision(self) -> dict[str, str]:

@@ -81,7 +81,7 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
     if kind == BANK:
         shape = None if config.template_shape is None else list(config.template_shape)
         settings |= {"full_share": config.full_share, "spec": {"templates": config.templates, "template_shape": shape}}
-        arguments["smaller"] = [parse_size(each) for each in config.smaller]
+        arguments["smaller"] = config.smaller_sizes
     function = jobs.make_bank if kind == BANK else jobs.make_source
     work = config.pretrain_steps * training_flops(model, task.arguments(model, size))
     return Job(kind, function, arguments, work=work)

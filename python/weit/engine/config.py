@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from math import cos, pi
+from typing import Any, TypeVar
 
+Config = TypeVar("Config", bound="TrainConfig")
 PRECISIONS = ("no", "bf16", "fp16")
 SHARDINGS = ("none", "fsdp")
 HOW = ("accumulate", "sharding", "activation_checkpointing", "workers")
@@ -77,6 +80,25 @@ class TrainConfig:
         )
         divides = self.batch_size % self.accumulate == 0
         require(self, "accumulate", divides, f"a divisor of batch_size={self.batch_size}")
+
+    @classmethod
+    def of(cls: type[Config], config: Config | Mapping[str, Any] | None) -> Config:
+        """``config`` itself, one made from a mapping with the same fields, or the default for ``None``.
+
+        Raises:
+            TypeError: it is none of these. ValueError: fields that are not there, or out of range.
+        """
+        if isinstance(config, cls):
+            return config
+        if not isinstance(config, Mapping | None):
+            raise TypeError(
+                f"config must be a {cls.__name__} or a mapping with its fields, got {type(config).__name__}"
+            )
+        given = dict(config or {})
+        unknown = sorted(map(repr, given.keys() - {field.name for field in fields(cls)}))
+        if unknown:
+            raise ValueError(f"config has the fields of {cls.__name__}, but not {', '.join(unknown)}")
+        return cls(**given)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0, 1, …, ``steps - 1``."""

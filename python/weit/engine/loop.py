@@ -32,7 +32,7 @@ _STEP = 3  # what a seed is drawn for; see data.py for the others
 def train(
     model: nn.Module,
     data: Data,
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     *,
     loss: Loss = F.cross_entropy,
     objective: Objective | None = None,
@@ -42,6 +42,7 @@ def train(
     progress: bool = True,
     find_unused_parameters: bool = False,
     settings: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
 ) -> list[Record]:
     """Train those parameters of ``model`` that require gradients, in place.
 
@@ -54,7 +55,7 @@ def train(
     Args:
         model: inputs → outputs, a tensor or an object with ``.logits``; several inputs come as several arguments.
         data: a data set of pairs, a data loader over one, or a pair of tensors; see ``weit.engine.data.Batches``.
-        config: see ``TrainConfig``.
+        config: a ``TrainConfig``, or a mapping with its fields.
         loss: (outputs, targets) → scalar, a mean over the items.
         objective: in place of ``loss(model(inputs), targets)``; gets the step too.
         evaluate: model → numbers to add to the record; called in evaluation mode, without gradients.
@@ -63,6 +64,7 @@ def train(
         progress: show a bar on stderr.
         find_unused_parameters: needed on several processes if a step leaves parameters out.
         settings: what else the result depends on (JSON), such as the data by name: a resumed run must have the same.
+        flags: what ``config.yaml`` holds in place of ``config`` and ``settings``: how a command was called.
 
     Returns:
         The records, as in ``metrics.jsonl``: step, loss, lr and what ``evaluate`` gave.
@@ -72,7 +74,7 @@ def train(
         FloatingPointError: the loss became NaN or infinite.
         OSError: ``run_dir`` cannot be written.
     """
-    config = config or TrainConfig()
+    config = TrainConfig.of(config)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model has no parameter that requires gradients")
     if resume and run_dir is None:
@@ -94,7 +96,7 @@ def train(
         if run_dir is None:
             return batches, None
         known = {**(settings or {}), **asdict(config), "items": batches.count}
-        return batches, RunFolder(run_dir, known, resume=resume, keep=config.keep_checkpoints)
+        return batches, RunFolder(run_dir, known, flags=flags, resume=resume, keep=config.keep_checkpoints)
 
     try:
         with own_randomness(config.seed):

@@ -17,6 +17,7 @@ from weit.engine.processes import Processes
 from weit.files import atomic_write
 
 Record = dict[str, float]
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 
 
 class RunFolder:
@@ -24,8 +25,9 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing.
-        config: what the run depends on, JSON-like; a continued run must have the same, but for what only bears on how
+        config: what the run depends on, JSON-like; a checkpoint is continued with the same, but for what only bears on how
             it is computed (``weit.engine.config.HOW``).
+        flags: what ``config.yaml`` holds in place of ``config``: how the command line was called.
         resume: continue from the last checkpoint, or from the start if the run was stopped before its first one; else
             begin a run that must not be there yet.
         keep: how many checkpoints stay.
@@ -36,22 +38,34 @@ class RunFolder:
 
     Raises:
         FileExistsError: ``path`` holds a run already and ``resume`` is false.
-        ValueError: nothing to continue, another config, or a damaged checkpoint.
+        ValueError: nothing to continue, a checkpoint of another config, or a damaged one.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False, keep: int = 2) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        flags: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        keep: int = 2,
+    ) -> None:
         self.path = Path(path)
         self._config: dict[str, Any] = json.loads(json.dumps(config))
+        self._flags = self._config if flags is None else dict(flags)
         self._keep = keep
-        self._checkpoints, self._metrics = self.path / "checkpoints", self.path / "metrics.jsonl"
-        self._settings = self.path / "config.yaml"
+        self._checkpoints, self._metrics = self.path / "checkpoints", self.path / METRICS
+        self._settings = self.path / CONFIG
         self.checkpoint: Checkpoint | None = None
         self.history: list[Record] = []
         if resume:
             self.checkpoint = self._latest()
-            self._compare(self._read_settings() if self.checkpoint is None else self.checkpoint.state["config"])
-            self.history = self._records(self.checkpoint.step) if self.checkpoint else []
+            if self.checkpoint is not None:
+                self._compare(self.checkpoint.state["config"])
+                self.history = read_records(self._metrics, self.checkpoint.step)
+            elif not self._settings.exists():
+                raise ValueError(f"nothing to resume: no checkpoint in {self._checkpoints}, nor {self._settings}")
         elif self._metrics.exists() or checkpoints(self._checkpoints):
             raise FileExistsError(f"run_dir holds a run already: {self.path}; resume it, or name another folder")
 
@@ -59,7 +73,7 @@ class RunFolder:
         """Write the config and the records up to the checkpoint, and begin to take records."""
         from torch.utils.tensorboard import SummaryWriter  # half a second that runs without a folder need not spend
 
-        atomic_write(self._settings, yaml.safe_dump(self._config, sort_keys=False))
+        atomic_write(self._settings, yaml.safe_dump(self._flags, sort_keys=False))
         atomic_write(self._metrics, "".join(map(_line, self.history)))
         self._file = self._metrics.open("a")
         # What comes after the checkpoint will be written again; TensorBoard is told to forget it.
@@ -100,17 +114,6 @@ class RunFolder:
             older = f"; {found[-2]} is older: remove the damaged one to continue from there" if found[1:] else ""
             raise ValueError(f"{error}{older}") from error
 
-    def _read_settings(self) -> dict[str, Any]:
-        try:
-            saved = yaml.safe_load(self._settings.read_text())
-        except FileNotFoundError:
-            raise ValueError(f"nothing to resume: no checkpoint in {self._checkpoints}, nor {self._settings}") from None
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self._settings} is damaged: {error}") from error
-        if not isinstance(saved, dict):
-            raise ValueError(f"{self._settings} is damaged: it holds no settings")
-        return saved
-
     def _compare(self, saved: Mapping[str, Any]) -> None:
         names = sorted((self._config.keys() | saved.keys()) - set(HOW))
         changed = [name for name in names if self._config.get(name) != saved.get(name)]
@@ -118,22 +121,27 @@ class RunFolder:
             found = ", ".join(f"{name}: {saved.get(name)!r} → {self._config.get(name)!r}" for name in changed)
             raise ValueError(f"config differs from that of the run to resume in {self.path} ({found})")
 
-    def _records(self, last: int) -> list[Record]:
-        """The records up to step ``last``; what comes after them, perhaps a line cut short, will be written again."""
-        records: list[Record] = []
-        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                step = record["step"]
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines):  # the process ended while it wrote this one
-                    break
-                raise ValueError(f"{self._metrics} is damaged in line {number}") from error
-            if step > last:
+
+def read_records(path: Path, last: int | None = None) -> list[Record]:
+    """The records in ``path`` up to step ``last``; what comes after, perhaps a line cut short, will be written again.
+
+    Raises:
+        ValueError: a line that is no record, and is not the last.
+    """
+    records: list[Record] = []
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # the process ended while it wrote this one
                 break
-            records.append(record)
-        return records
+            raise ValueError(f"{path} is damaged in line {number}") from error
+        if last is not None and step > last:
+            break
+        records.append(record)
+    return records
 
 
 def _line(record: Record) -> str:

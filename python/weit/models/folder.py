@@ -24,12 +24,15 @@ def save_model(model: nn.Module, folder: str | Path, name: str, arguments: dict[
     Raises:
         OSError: the folder cannot be written, or holds something else.
     """
-    config = {"format": _FORMAT, "model": name, "arguments": arguments, **notes}
     with atomic_dir(folder) as temporary:
-        save_file(
-            {key: value.contiguous() for key, value in model.state_dict().items()}, temporary / "model.safetensors"
-        )
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_model(model, temporary, name, arguments, **notes)
+
+
+def write_model(model: nn.Module, folder: Path, name: str, arguments: dict[str, Any], **notes: Any) -> None:
+    """What ``save_model`` writes, into a folder that is there and that nobody reads yet."""
+    config = {"format": _FORMAT, "model": name, "arguments": arguments, **notes}
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -46,7 +49,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         if config["format"] != _FORMAT:
             raise ValueError(f"its format is {config['format']!r}, expected {_FORMAT!r}")
         model = create_model(config["model"], **config["arguments"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{config_file} is damaged or not of this package: {error}") from error
     try:
         model.load_state_dict(load_file(weights_file))

@@ -75,16 +75,29 @@ def nearest_scalers(weight: Tensor, templates: Tensor, layout: str) -> Tensor:
     """Least-squares scalers of ``weight (out, in, *kernel)`` for given ``templates (N, p, q, *kernel)``.
 
     Returns:
-        ``(N, m, n)``, dtype of ``weight``; computed in float64. A ragged weight counts as padded with zeros.
+        ``(N, m, n)``, dtype of ``weight``; computed in float64. Where blocks are cut, what is cut off does not count.
     """
     N, p, q = templates.shape[:3]
     exact = templates.detach().double()
-    m, n = ceil(weight.shape[0] / p), ceil(weight.shape[1] / q)
+    (out, inn), m, n = weight.shape[:2], ceil(weight.shape[0] / p), ceil(weight.shape[1] / q)
     scalers = exact.new_zeros(N, m, n, requires_grad=True)
     # The weight is linear in the scalers, so this derivative is the inner product of every template with
     # every block.
     with torch.enable_grad():
-        model = kron_weight(exact, scalers, out_features=weight.shape[0], in_features=weight.shape[1], layout=layout)
+        model = kron_weight(exact, scalers, out_features=out, in_features=inn, layout=layout)
         (inner,) = torch.autograd.grad(model, scalers, weight.detach().double())
-    flat = exact.flatten(1)
-    return (torch.linalg.pinv(flat @ flat.T, hermitian=True) @ inner.flatten(1)).view(N, m, n).to(weight.dtype)
+    solved = torch.empty_like(inner)
+    rows, columns = _kept(out, m, p, layout).to(inner.device), _kept(inn, n, q, layout).to(inner.device)
+    for height in rows.unique():  # at most two of each: whole blocks, and those that are cut
+        for width in columns.unique():
+            flat = exact[:, :height, :width].flatten(1)
+            alike = torch.outer(rows == height, columns == width)
+            solved[:, alike] = torch.linalg.pinv(flat @ flat.T, hermitian=True) @ inner[:, alike]
+    return solved.to(weight.dtype)
+
+
+def _kept(features: int, blocks: int, size: int, layout: str) -> Tensor:
+    """How many of its first ``size`` rows (or columns) each block keeps where ``features`` are fewer than all blocks'."""
+    positions = torch.arange(blocks * size)
+    grid = positions.view(blocks, size) if layout == "block" else positions.view(size, blocks).T
+    return (grid < features).sum(1)

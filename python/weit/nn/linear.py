@@ -91,7 +91,7 @@ class KronLinear(KronFactors):
     ) -> KronLinear:
         """The layer nearest to ``linear`` in Frobenius norm, with new templates or with the given ones.
 
-        A weight that templates do not divide counts as padded with zeros.
+        For new templates, a weight that they do not divide counts as padded with zeros.
 
         Raises:
             TypeError: ``linear`` is no ``nn.Linear``. ValueError: as the constructor; NaN or infinity in the weight.

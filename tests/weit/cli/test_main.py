@@ -39,7 +39,7 @@ def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture[str])
 
 def test_pretrain_leaves_a_run_and_a_bank(bank: Path) -> None:
     names = {path.name for path in bank.parent.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "bank"} <= names
+    assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "bank"} <= names
     loaded = weit.TemplateBank.from_pretrained(bank)
     assert loaded.source.config["arguments"]["width"] == 32
     assert loaded.source.config["training_flops"] > 0
@@ -90,6 +90,25 @@ def test_a_yaml_file_stands_for_flags(bank: Path, tmp_path: Path) -> None:
     assert run("init", "--config", tmp_path / "init.yaml", "--out", tmp_path / "b", "--seed", 6) == 0
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_config_of_a_run_gives_it_again(bank: Path, tmp_path: Path) -> None:
+    start, trained = tmp_path / "start", tmp_path / "run"
+    assert run("init", "--bank", bank, "--size", "16x2", "--steps", 2, "--out", start) == 0
+    assert run("train", "--init", start, "--out", trained, *TINY) == 0
+    files = {"pretrain": (bank.parent, "bank/bank"), "init": (start, "model"), "train": (trained, "model/model")}
+    for command, (folder, name) in files.items():
+        assert run(command, "--config", folder / "config.yaml", "--out", tmp_path / command) == 0
+        for file in ("metrics.jsonl", f"{name}.safetensors"):
+            assert (tmp_path / command / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_init_again_replaces_the_record_of_fitting(bank: Path, tmp_path: Path) -> None:
+    names = {"config.json", "config.yaml", "model.safetensors"}
+    assert run("init", "--bank", bank, "--steps", 2, "--out", tmp_path / "start") == 0
+    assert {path.name for path in (tmp_path / "start").iterdir()} > names
+    assert run("init", "--bank", bank, "--steps", 0, "--out", tmp_path / "start") == 0
+    assert {path.name for path in (tmp_path / "start").iterdir()} == names
 
 
 ERRORS = {

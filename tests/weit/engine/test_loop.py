@@ -133,11 +133,25 @@ def test_resuming_what_cannot_be_resumed(tmp_path: Path) -> None:
         trained(TrainConfig(steps=20, batch_size=16, lr=1e-3), run_dir=tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="of another model"):
         train(vit(16), images(), CONFIG, run_dir=tmp_path / "run", resume=True, progress=False)
-    (tmp_path / "run/config.yaml").write_text("{")
-    for folder in (tmp_path / "run/checkpoints").iterdir():
-        shutil.rmtree(folder)
-    with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
-        trained(run_dir=tmp_path / "run", resume=True)
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    _, history = trained(run_dir=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    _, again = trained(replace(CONFIG, lr=1e-3), run_dir=tmp_path, resume=True)
+    assert [record["step"] for record in again] == [record["step"] for record in history]
+    assert again != history
+    assert "lr: 0.001" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_config_may_be_a_mapping(tmp_path: Path) -> None:
+    _, history = trained(CONFIG)
+    _, again = trained({"steps": 20, "batch_size": 16, "lr": 3e-3, "log_every": 5, "evaluate_every": 10})
+    assert again == history
+    with pytest.raises(ValueError, match="fields of TrainConfig, but not 'speed'"):
+        trained({"speed": 3})
+    with pytest.raises(TypeError, match="config must be a TrainConfig or a mapping with its fields, got int"):
+        trained(3)
 
 
 def test_how_a_run_is_computed_may_change_when_it_goes_on(tmp_path: Path) -> None:

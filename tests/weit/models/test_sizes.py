@@ -1,6 +1,6 @@
 import pytest
 
-from weit.models.sizes import parse_size, training_flops
+from weit.models.sizes import parse_size, training_flops, usual_smaller
 from weit.tasks import load_task
 
 
@@ -14,6 +14,15 @@ def test_sizes_in_words():
 def test_other_words_are_refused(text):
     with pytest.raises(ValueError, match=r"a size must look like 64x6 .*, got "):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"),
+    [("64x6", [(48, 6), (32, 6), (64, 3), (48, 4), (32, 3)]), ("64x3", [(32, 3)]), ("16x9", []),
+     ("width=48,depth=6,heads=4", [(32, 6), (48, 4), (32, 3)]), ("embed_dim=64,depth=6", []), ("width=64,depth=2-2", [])],
+)  # fmt: skip
+def test_usual_smaller_sizes_are_parts_of_the_size(size, smaller):
+    assert usual_smaller(parse_size(size)) == [{"width": width, "depth": depth} for width, depth in smaller]
 
 
 def test_arguments_follow_the_images():

@@ -102,16 +102,19 @@ def test_templates_of_zeros_do_not_make_infinite_scalers():
 
 @pytest.mark.parametrize("layout", ["block", "interleaved"])
 @pytest.mark.parametrize("kernel", [(), (3,), (2, 3)])
-def test_nearest_scalers_leave_a_rest_that_no_template_can_explain(layout, kernel):
+@pytest.mark.parametrize("sizes", [(8, 15), (7, 13), (15, 30)])
+def test_nearest_scalers_leave_a_rest_that_no_template_can_explain(layout, kernel, sizes):
     torch.manual_seed(0)
     templates = torch.randn(3, 4, 5, *kernel, dtype=torch.float64)
-    weight = torch.randn(8, 15, *kernel, dtype=torch.float64)
+    weight = torch.randn(*sizes, *kernel, dtype=torch.float64)
+    cut = {"out_features": sizes[0], "in_features": sizes[1], "layout": layout}
     scalers = nearest_scalers(weight, templates, layout).requires_grad_()
-    rest = weight - kron_weight(templates, scalers, layout=layout)
+    rest = weight - kron_weight(templates, scalers, **cut)
     (slope,) = torch.autograd.grad(rest.square().sum(), scalers)
     assert slope.abs().max() < 1e-10
-    exact = kron_weight(templates, scalers.detach(), layout=layout)
-    torch.testing.assert_close(nearest_scalers(exact, templates, layout), scalers.detach())
+    exact = kron_weight(templates, scalers.detach(), **cut)
+    again = kron_weight(templates, nearest_scalers(exact, templates, layout), **cut)
+    torch.testing.assert_close(again, exact)
 
 
 def test_nearest_scalers_take_repeated_templates():
