@@ -61,16 +61,16 @@ CPU: dict[str, dict[str, Rates]] = {
     },
     "AVX512, AMD": {
         # EPYC of Zen 4, which multiplies pairs of 16-bit numbers. The fastest is picked, of 220 choices in float32 in 87 %,
-        # 140 in bfloat16 86 %, 160 of convolutions 82 %, 120 of those in bfloat16 85 %; other ones: docs/speed.md.
+        # 669 in bfloat16 86 %, 160 of convolutions 82 %, 120 of those in bfloat16 85 %; other ones: docs/speed.md.
         "torch": Rates("Zen 4", 1.33e11, 6.08e9, 3.28e-5, 30.2, 11.5, 4.21, 4.48, 15.8, 35.7),
         "cpp": Rates("Zen 4, compiled", 2.14e11, inf, 1.19e-5, 31.3, 7.85, 7.05, 8.63, 7.47, 0, columns=32),
         "torch conv": Rates("Zen 4, convolutions", 1.84e11, inf, 7.36e-5, 0.19, 32.7, 6.79, 12.6, 1.46, 0),
         "cpp conv": Rates(
             "Zen 4, compiled, convolutions", 2.28e11, 8.26e10, 1.34e-5, 30.7, 0, 0.547, 31.9, 1.43, 0, columns=32
         ),
-        "torch 16-bit": Rates("Zen 4, 16-bit", 3.69e11, 1.11e10, 6.68e-5, 0.408, 0, 11.9, 18.6, 49.9, 0),
+        "torch 16-bit": Rates("Zen 4, 16-bit", 2.94e11, 1.41e10, 6.7e-5, 17.7, 0, 0, 21.7, 42.3, 0),
         "cpp 16-bit": Rates(
-            "Zen 4, compiled, 16-bit", 3.9e11, 3.73e10, 1.27e-5, 49.8, 12.8, 13.9, 7.76, 7.98, 0, columns=32
+            "Zen 4, compiled, 16-bit", 4.32e11, inf, 1.19e-5, 66.7, 12.5, 14.4, 11.9, 14.7, 0.984, columns=32
         ),
         "torch 16-bit conv": Rates(
             "Zen 4, 16-bit convolutions", 3.73e11, 7.69e9, 9.74e-5, 14.2, 4.05, 8, 44.2, 0, 20.8

@@ -133,6 +133,13 @@ struct Bits<8> {
   using type = uint64_t;
 };
 
+// GCC knows this one in all versions (the other from 12 on), Clang only the other.
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, V{__VA_ARGS__})
+#endif
+
 // Four rows of four become four columns of four, in registers.
 template <class E>
 inline void transpose_4x4(const E *from, int64_t from_row, E *to, int64_t to_row) {
@@ -142,17 +149,18 @@ inline void transpose_4x4(const E *from, int64_t from_row, E *to, int64_t to_row
   memcpy(&r1, from + from_row, sizeof(V));
   memcpy(&r2, from + 2 * from_row, sizeof(V));
   memcpy(&r3, from + 3 * from_row, sizeof(V));
-  const V a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
-  const V c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5), d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-  r0 = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-  r1 = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-  r2 = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-  r3 = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  const V a = SHUFFLE(r0, r1, 0, 4, 1, 5), b = SHUFFLE(r0, r1, 2, 6, 3, 7);
+  const V c = SHUFFLE(r2, r3, 0, 4, 1, 5), d = SHUFFLE(r2, r3, 2, 6, 3, 7);
+  r0 = SHUFFLE(a, c, 0, 1, 4, 5);
+  r1 = SHUFFLE(a, c, 2, 3, 6, 7);
+  r2 = SHUFFLE(b, d, 0, 1, 4, 5);
+  r3 = SHUFFLE(b, d, 2, 3, 6, 7);
   memcpy(to, &r0, sizeof(V));
   memcpy(to + to_row, &r1, sizeof(V));
   memcpy(to + 2 * to_row, &r2, sizeof(V));
   memcpy(to + 3 * to_row, &r3, sizeof(V));
 }
+#undef SHUFFLE
 
 // to[c][r] = from[r][c].
 template <class E>

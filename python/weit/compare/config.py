@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weit.compare.pool import default_workers
-from weit.engine.config import PRECISIONS
+from weit.engine.config import PRECISIONS, require
 from weit.models.sizes import Size, parse_size, usual_smaller
 from weit.rivals import RIVALS
 from weit.tasks import FAMILIES, Task, load_task
@@ -108,26 +108,24 @@ class CompareConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        require(self.family in FAMILIES, "family", f"one of {', '.join(FAMILIES)}", self.family)
+        require(self, "family", self.family in FAMILIES, f"one of {', '.join(FAMILIES)}")
         for name in ("seeds", "steps", "batch_size", "evaluate_every", "pretrain_steps", "templates"):
-            require(getattr(self, name) > 0, name, "at least 1", getattr(self, name))
+            require(self, name, getattr(self, name) > 0, "at least 1")
         for name in ("fit_steps", "workers"):
-            require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+            require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("targets", "lrs"):
-            require(bool(getattr(self, name)), name, "a list that is not empty", getattr(self, name))
+            require(self, name, bool(getattr(self, name)), "a list that is not empty")
         for name in ("targets", "lrs", "rivals"):
             values = getattr(self, name)
-            require(len(values) == len(set(values)), name, "a list without repetitions", values)
-        require(all(0 < lr and isfinite(lr) for lr in self.lrs), "lrs", "positive", self.lrs)
+            require(self, name, len(values) == len(set(values)), "a list without repetitions")
+        require(self, "lrs", all(0 < lr and isfinite(lr) for lr in self.lrs), "positive")
         for name in ("fit_lr", "pretrain_lr", "source_lr", "ligo_lr"):
-            require(0 < getattr(self, name) and isfinite(getattr(self, name)), name, "positive", getattr(self, name))
-        require(0 <= self.full_share <= 1, "full_share", "a share from 0 to 1", self.full_share)
-        precisions = self.mixed_precision in PRECISIONS
-        require(precisions, "mixed_precision", f"one of {', '.join(PRECISIONS)}", self.mixed_precision)
+            require(self, name, 0 < getattr(self, name) and isfinite(getattr(self, name)), "positive")
+        require(self, "full_share", 0 <= self.full_share <= 1, "a share from 0 to 1")
+        require(self, "mixed_precision", self.mixed_precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         if self.rivals == [ALL]:
             object.__setattr__(self, "rivals", list(RIVAL_NAMES))
-        unknown = [name for name in self.rivals if name not in RIVAL_NAMES]
-        require(not unknown, "rivals", f"all, or of {', '.join(RIVAL_NAMES)}", ", ".join(unknown))
+        require(self, "rivals", set(self.rivals) <= set(RIVAL_NAMES), f"all, or of {', '.join(RIVAL_NAMES)}")
         for size in (*self.targets, self.size, *(self.smaller or []), self.source_size, self.small_size):
             parse_size(size)
 
@@ -163,9 +161,3 @@ class CompareConfig:
     def processes(self) -> int:
         """How many workers to start."""
         return self.workers or default_workers()
-
-
-def require(holds: bool, name: str, expected: str, got: object) -> None:
-    """Raise ``ValueError`` unless ``holds``."""
-    if not holds:
-        raise ValueError(f"{name} must be {expected}, got {got}")

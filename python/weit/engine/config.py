@@ -107,7 +107,7 @@ class TrainConfig:
         return self.lr * rise * 0.5 * (1 + cos(pi * max(0.0, step + 1 - warm) / (self.steps + 1 - warm)))
 
 
-def require(config: TrainConfig, name: str, holds: bool, expected: str) -> None:
+def require(config: object, name: str, holds: bool, expected: str) -> None:
     """Raise ``ValueError`` unless the condition on the field ``name`` holds."""
     if not holds:
         raise ValueError(f"{name} must be {expected}, got {getattr(config, name)!r}")
