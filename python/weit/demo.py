@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from weit.compare import CompareConfig, Comparison, compare
+from weit.compare.config import WEIT
 from weit.compare.prepare import BANK
 from weit.files import atomic_write
 from weit.report import table, verdicts, write_report
@@ -50,7 +51,7 @@ def run_demo(config: DemoConfig) -> Comparison:
     _say(f"{task.name}: {config.processes} worker processes; into {config.out}/")
     comparison = compare(config)
     minutes = (time.perf_counter() - begun) / 60
-    notes = [_same_in_fresh_process(config)]
+    notes = [_same_in_fresh_process(comparison)]
     report = write_report(comparison, config.out, notes)
     _say("", table(comparison), "", *verdicts(comparison), *notes, "")
     _say(f"{minutes:.1f} minutes. Report: {report}", f"Bank: {config.bank or config.out / BANK}")
@@ -67,14 +68,14 @@ def _open_folder(config: DemoConfig) -> None:
     atomic_write(out / _MARK, json.dumps(plain, indent=1) + "\n")
 
 
-def _same_in_fresh_process(config: DemoConfig) -> str:
+def _same_in_fresh_process(comparison: Comparison) -> str:
     """Initialise the first target once more, by ``weit init`` in another process; says how the weights compare."""
-    target = config.targets[0]
-    ours, theirs = config.out / "starts" / f"{target}-seed0", config.out / "fresh-init"
+    config, target, lr = comparison.config, comparison.rows[0].target, comparison.rows[0].outcomes[WEIT].start_lr
+    ours, theirs = config.out / "starts" / f"{target}-lr{lr:g}-seed0", config.out / "fresh-init"
     shutil.rmtree(theirs, ignore_errors=True)
     bank = config.bank or config.out / BANK
     flags = ["--bank", bank, "--out", theirs, "--size", target, "--seed", 0,
-             "--steps", config.fit_steps, "--lr", config.fit_lr, "--batch-size", config.batch_size]  # fmt: skip
+             "--steps", config.fit_steps, "--lr", lr, "--batch-size", config.batch_size]  # fmt: skip
     for name, value in config.task_arguments.items():
         flags += [f"--{name.replace('_', '-')}", value] if value is not None else []
     command = [sys.executable, "-m", "weit", "init", *map(str, flags)]

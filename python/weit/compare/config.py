@@ -52,7 +52,7 @@ class CompareConfig:
         evaluate_every: steps between the points of a learning curve; more in scratch_longer's, which has no more points.
         fit_steps: steps of scaler fitting that a start from the bank takes, and of learning that ligo, tleg and
             distillation take.
-        fit_lr: learning rate of scaler fitting.
+        fit_lrs: learning rates of scaler fitting; each target takes the one after which it is best on validation data.
         bank: folder of a pre-trained bank; made if not given.
         source: folder of a trained dense model that weight_selection, tleg and distillation take from; made if needed.
         small: folder of a trained dense model that ligo and bert2bert take from; made if needed.
@@ -66,7 +66,7 @@ class CompareConfig:
         pretrain_lr: learning rate of the bank's pre-training.
         full_share: share of its steps that run at full size.
         source_lr: learning rate of source and small model, and of what tleg and distillation learn before step 0.
-        ligo_lr: learning rate of ligo's operators.
+        ligo_lrs: learning rates of ligo's operators, chosen from like fit_lrs.
         mixed_precision: of all training: "no", "bf16" or "fp16"; scores are measured without.
         workers: processes, of one thread each; 0 for the number of cores. They share the GPU where there is one.
 
@@ -89,7 +89,7 @@ class CompareConfig:
     batch_size: int = 32
     evaluate_every: int = 20
     fit_steps: int = 100
-    fit_lr: float = 1e-2
+    fit_lrs: list[float] = field(default_factory=lambda: [1e-3, 1e-2])
     bank: Path | None = None
     source: Path | None = None
     small: Path | None = None
@@ -103,7 +103,7 @@ class CompareConfig:
     pretrain_lr: float = 4e-3
     full_share: float = 0.25
     source_lr: float = 4e-3
-    ligo_lr: float = 5e-3
+    ligo_lrs: list[float] = field(default_factory=lambda: [5e-3])
     mixed_precision: str = "no"
     workers: int = 0
 
@@ -113,13 +113,15 @@ class CompareConfig:
             require(self, name, getattr(self, name) > 0, "at least 1")
         for name in ("fit_steps", "workers"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("targets", "lrs"):
+        rates = ("lrs", "fit_lrs", "ligo_lrs")
+        for name in ("targets", *rates):
             require(self, name, bool(getattr(self, name)), "a list that is not empty")
-        for name in ("targets", "lrs", "rivals"):
+        for name in ("targets", *rates, "rivals"):
             values = getattr(self, name)
             require(self, name, len(values) == len(set(values)), "a list without repetitions")
-        require(self, "lrs", all(0 < lr and isfinite(lr) for lr in self.lrs), "positive")
-        for name in ("fit_lr", "pretrain_lr", "source_lr", "ligo_lr"):
+        for name in rates:
+            require(self, name, all(0 < lr and isfinite(lr) for lr in getattr(self, name)), "positive")
+        for name in ("pretrain_lr", "source_lr"):
             require(self, name, 0 < getattr(self, name) and isfinite(getattr(self, name)), "positive")
         require(self, "full_share", 0 <= self.full_share <= 1, "a share from 0 to 1")
         require(self, "mixed_precision", self.mixed_precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")

@@ -94,6 +94,18 @@ def make_start(
     return {"seconds": seconds}
 
 
+def try_start(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[str, float | None]:
+    """What one model scores, quickly on the validation split, where ``train_cell`` would begin to train it.
+
+    ``None`` as for ``try_rate``.
+    """
+    try:
+        loaded, _, network = begin_cell(paths, **cell)
+    except FloatingPointError:
+        return {"score": None}
+    return _score(loaded, network.to(_device()))
+
+
 def try_rate(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[str, float | None]:
     """What one model scores, quickly on the validation split, after it was trained from one start as ``train_cell`` does.
 
@@ -106,7 +118,11 @@ def try_rate(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[st
         train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     except FloatingPointError:
         return {"score": None}
-    score = loaded.evaluate(network, "validation", quick=True)[loaded.metrics[0].name]
+    return _score(loaded, network)
+
+
+def _score(task: Task, network: nn.Module) -> dict[str, float | None]:
+    score = task.evaluate(network, "validation", quick=True)[task.metrics[0].name]
     return {"score": score if isfinite(score) else None}
 
 

@@ -71,7 +71,7 @@ def cell_jobs(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], 
     task = config.task()
     plan = _Plan(config, task, comparison.model, prepare(config, task, comparison.model, pool))
     return {
-        (row.target, name, seed): plan.cell(row.target, name, outcome.lr, seed)
+        (row.target, name, seed): plan.cell(row.target, name, outcome.lr, outcome.start_lr, seed)
         for row in comparison.rows
         for name, outcome in row.outcomes.items()
         for seed in range(config.seeds)
@@ -102,23 +102,28 @@ class _Plan:
     def run(self, pool: Pool) -> Comparison:
         config = self.config
         seeds = range(config.seeds)
-        fitted = pool.run([self._start(target, seed) for target in self.sizes for seed in seeds], "fitting scalers")
         chosen = [name for name in config.starts if name != LONGER]
         pairs = [(target, name) for target in self.sizes for name in chosen if (target, name) not in self.absent]
-        lrs = self._rates(pairs, pool)
+        begun = self._start_rates(pairs, pool)
+        starts = [self._start(target, seed, begun[target, WEIT]) for target in self.sizes for seed in seeds]
+        fitted = pool.run(starts, "fitting scalers")
+        lrs = self._rates(pairs, begun, pool)
         if LONGER in config.rivals:
             lrs |= {(target, LONGER): lrs[target, SCRATCH] for target in self.sizes}
-        cells = {(*pair, seed): self.cell(*pair, lr, seed) for pair, lr in lrs.items() for seed in seeds}
+        cells = {
+            (*pair, seed): self.cell(*pair, lr, begun.get(pair), seed) for pair, lr in lrs.items() for seed in seeds
+        }
         results = dict(zip(cells, pool.run(list(cells.values()), "seeds"), strict=True))
         rows = []
         for target, size in self.sizes.items():
             present = [name for name in config.starts if (target, name) not in self.absent]
             outcomes = {name: (lrs[target, name], [results[target, name, seed] for seed in seeds]) for name in present}
+            before = {name: begun[target, name] for name in present if (target, name) in begun}
             extra = {name: self._extra_steps(target, name) for name in present}
             price = self.item_flops[target] * config.batch_size
             absent = {name: reason for (where, name), reason in self.absent.items() if where == target}
             kind = kind_of(size, self.origins[BANK].arguments, self.origins[BANK].smaller)
-            rows.append(summarize(target, kind, price, outcomes, extra, self.task.metrics, absent))
+            rows.append(summarize(target, kind, price, outcomes, extra, self.task.metrics, absent, before))
         seconds = {kind: origin.seconds for kind, origin in self.origins.items() if origin.seconds is not None}
         return Comparison(
             config,
@@ -131,12 +136,31 @@ class _Plan:
             {**seconds, "fitting": sum(each["seconds"] for each in fitted)},
         )
 
-    def _rates(self, pairs: list[tuple[str, str]], pool: Pool) -> dict[tuple[str, str], float]:
+    def _start_rates(self, pairs: list[tuple[str, str]], pool: Pool) -> dict[tuple[str, str], float]:
+        """The rate at which a start learns before step 0, if it does: that after which it is best, with the first seed."""
+        choices = {pair: rates for pair in pairs if (rates := self._learning_rates(pair[1]))}
+        tried = [(*pair, lr) for pair, rates in choices.items() for lr in rates if len(rates) > 1]
+        pool.run([self._start(target, 0, lr) for target, name, lr in tried if name == WEIT], "fitting scalers")
+        found = pool.run([self._try_start(*key) for key in tried], "rates of learning before step 0")
+        scores = {key: result["score"] for key, result in zip(tried, found, strict=True)}
+        metric = self.task.metrics[0]
+        return {pair: best_lr({lr: scores.get((*pair, lr)) for lr in rates}, metric) for pair, rates in choices.items()}
+
+    def _learning_rates(self, name: str) -> list[float]:
+        """What there is to choose from for a start that learns before step 0; empty for the others."""
+        config = self.config
+        own = {WEIT: config.fit_lrs, "ligo": config.ligo_lrs}
+        rates = own.get(name, [config.source_lr] if name in LEARNED else [])
+        return rates if config.fit_steps else rates[:1]
+
+    def _rates(
+        self, pairs: list[tuple[str, str]], begun: dict[tuple[str, str], float], pool: Pool
+    ) -> dict[tuple[str, str], float]:
         """The learning rate of each target and start: the best of a trial each with the first seed."""
         rates = self.config.lrs
         if len(rates) == 1:
             return dict.fromkeys(pairs, rates[0])
-        grid = {(*pair, lr): self._trial(*pair, lr) for pair in pairs for lr in rates}
+        grid = {(*pair, lr): self._trial(*pair, lr, begun.get(pair)) for pair in pairs for lr in rates}
         tried = dict(zip(grid, pool.run(list(grid.values()), "learning rates"), strict=True))
         metric = self.task.metrics[0]
         return {pair: best_lr({lr: tried[(*pair, lr)]["score"] for lr in rates}, metric) for pair in pairs}
@@ -160,36 +184,41 @@ class _Plan:
             fitting *= 1 + self.origins[SOURCES[name]].answer_flops / self.item_flops[target]
         return fitting + share / (self.item_flops[target] * self.config.batch_size)
 
-    def _start(self, target: str, seed: int) -> Job:
+    def _start(self, target: str, seed: int, lr: float) -> Job:
         config, bank = self.config, self.origins[BANK]
-        own = {"steps": config.fit_steps, "lr": config.fit_lr, "batch_size": config.batch_size, "seed": seed}
+        own = {"steps": config.fit_steps, "lr": lr, "batch_size": config.batch_size, "seed": seed}
         return Job(
-            name=f"starts/{target}-seed{seed}",
+            name=f"starts/{target}-lr{lr:g}-seed{seed}",
             function=jobs.make_start,
             arguments={**self._common(target), "bank": bank.digest, **own, **config.precision},
             paths={"bank": bank.folder},
             work=self.item_flops[target] * config.fit_steps,
         )
 
-    def _trial(self, target: str, name: str, peak: float) -> Job:
-        cell = self.cell(target, name, peak, 0)
+    def _try_start(self, target: str, name: str, start_lr: float) -> Job:
+        cell = self.cell(target, name, self.config.lrs[0], start_lr, 0)
+        return replace(cell, name=f"beginnings/{name}/{target}-lr{start_lr:g}", function=jobs.try_start)
+
+    def _trial(self, target: str, name: str, peak: float, start_lr: float | None) -> Job:
+        cell = self.cell(target, name, peak, start_lr, 0)
         return replace(cell, name=f"rates/{name}/{target}-lr{peak:g}", function=jobs.try_rate)
 
-    def cell(self, target: str, name: str, peak: float, seed: int) -> Job:
-        """Training of one target from one start at the peak rate ``peak``."""
+    def cell(self, target: str, name: str, peak: float, start_lr: float | None, seed: int) -> Job:
+        """Training of one target at the peak rate ``peak`` from a start; ``start_lr``: at which that learned, if it did."""
         config = self.config
         steps = config.steps + (round(self._extra_steps(target, WEIT)) if name == LONGER else 0)
         start: dict[str, Any] = {}
         found: dict[str, Path] = {}
         if name == WEIT:
-            begun = self._start(target, seed)
+            assert start_lr is not None
+            begun = self._start(target, seed, start_lr)
             start, found["start"] = begun.arguments, config.out / begun.name
         elif name in SOURCES:
             origin = self.origins[SOURCES[name]]
             start, found["source"] = {"source": origin.digest}, origin.folder
         if name in LEARNED:
-            lr = config.ligo_lr if name == "ligo" else config.source_lr
-            start["learn"] = {"steps": config.fit_steps, "batch_size": config.batch_size, "lr": lr, **config.precision}
+            own = {"steps": config.fit_steps, "batch_size": config.batch_size, "lr": start_lr}
+            start["learn"] = {**own, **config.precision}
         settings = {
             "steps": steps,
             "batch_size": config.batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from statistics import fmean, stdev
@@ -22,6 +22,7 @@ class Outcome:
 
     Attributes:
         lr: the learning rate that was best on the validation split.
+        start_lr: likewise that of what was learned before step 0, if anything was.
         tests: the deciding score on the test split at the end, one for each seed.
         others: the same of the task's other metrics, by name; a run that diverged has none.
         curve: (step, mean score on the test split, standard deviation over seeds).
@@ -38,6 +39,7 @@ class Outcome:
     extra_steps: float
     reached: int | None
     metric: Metric
+    start_lr: float | None = None
 
     @property
     def mean(self) -> float:
@@ -98,6 +100,7 @@ def summarize(
     extra_steps: dict[str, float],
     metrics: tuple[Metric, ...],
     absent: dict[str, str] | None = None,
+    start_lrs: Mapping[str, float] | None = None,
 ) -> Row:
     """The row of one target; ``cells``: start -> its learning rate and the result of each seed's cell."""
     metric, *more = metrics
@@ -110,7 +113,8 @@ def summarize(
             [cell["test"][each.name] for cell in results if each.name in cell["test"]] for each in metrics
         )
         named = {each.name: found for each, found in zip(more, others, strict=True)}
-        outcomes[name] = Outcome(name, lr, tests, named, curve, extra_steps[name], reached, metric)
+        start_lr = (start_lrs or {}).get(name)
+        outcomes[name] = Outcome(name, lr, tests, named, curve, extra_steps[name], reached, metric, start_lr)
     return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes, absent or {})
 
 

@@ -19,7 +19,7 @@ from weit.tasks import Metric
 _PATHS = ("out", "root", "bank", "source", "small")
 _SHOWN = ("steps", "batch_size", "lrs", "seeds", "fit_steps", "size", "smaller", "templates", "template_shape",
           "source_size", "small_size", "pretrain_steps", "pretrain_lr", "full_share", "source_lr",
-          "fit_lr", "ligo_lr", "evaluate_every", "mixed_precision")  # fmt: skip
+          "fit_lrs", "ligo_lrs", "evaluate_every", "mixed_precision")  # fmt: skip
 
 
 def read_results(path: Path) -> tuple[Comparison, dict[str, str]]:

@@ -122,14 +122,14 @@ def test_work_before_step_0_is_counted(compared, prepared):
 
 
 def test_cells_start_where_their_initializer_says(compared, prepared):
-    _, _, ran = compared
-    for target in TARGETS:
-        start, _ = load_model(prepared / "starts" / f"{target}-seed1")
+    _, comparison, ran = compared
+    for target, row in zip(TARGETS, comparison.rows, strict=True):
+        start, _ = load_model(prepared / "starts" / f"{target}-lr{row.outcomes['weit'].start_lr:g}-seed1")
         assert not any("scalers" in name for name in start.state_dict())
         (job, result) = next(ran[name] for name in ran if name.startswith(f"cells/weit/{target}") and "seed1" in name)
         assert result["curve"][0] == [0, load_task("digits").evaluate(start, "test")["accuracy"]]
         assert result["curve"][-1] == [5, pytest.approx(result["test"]["accuracy"])]
-        assert job.paths["start"] == prepared / "starts" / f"{target}-seed1"
+        assert job.paths["start"] == prepared / "starts" / f"{target}-lr{row.outcomes['weit'].start_lr:g}-seed1"
 
 
 def test_another_bank_or_another_fitting_makes_other_cells(compared, prepared):
@@ -137,7 +137,8 @@ def test_another_bank_or_another_fitting_makes_other_cells(compared, prepared):
     config, _, ran = compared
     name = next(name for name in ran if name.startswith("cells/weit/"))
     start = ran[name][0].arguments["start"]
-    assert (start["steps"], start["lr"]) == (config.fit_steps, config.fit_lr)
+    assert start["steps"] == config.fit_steps
+    assert start["lr"] in config.fit_lrs
     assert len(start["bank"]) == 128
     rival = next(name for name in ran if name.startswith("cells/weight_selection/"))
     assert len(ran[rival][0].arguments["start"]["source"]) == 64
@@ -332,3 +333,22 @@ def test_a_model_is_scored_where_it_is_trained(name, compared, prepared, monkeyp
 
 def ignore(share):
     pass
+
+
+def test_the_rate_before_step_0_is_the_best_on_validation_data(compared, prepared):
+    config, comparison, ran = compared
+    task = load_task("digits")
+    for row in comparison.rows:
+        scores = {}
+        for lr in config.fit_lrs:
+            network, _ = load_model(prepared / "starts" / f"{row.target}-lr{lr:g}-seed0")
+            scores[lr] = task.evaluate(network, "validation", quick=True)["accuracy"]
+            assert ran[f"beginnings/weit/{row.target}-lr{lr:g}"][1] == {"score": scores[lr]}
+        assert scores[row.outcomes["weit"].start_lr] == max(scores.values())
+        assert row.outcomes["scratch"].start_lr is None
+
+
+def test_one_rate_before_step_0_is_not_tried(rivals):
+    comparison, ran = rivals
+    assert not any("ligo" in name for name in ran if name.startswith("beginnings/"))
+    assert [row.outcomes["ligo"].start_lr for row in comparison.rows] == [5e-3, 5e-3]
