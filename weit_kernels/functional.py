@@ -20,6 +20,7 @@ from weit_kernels.shapes import (
     check_conv,
     check_factors,
     check_floating,
+    check_groups,
     check_linear,
     check_spatial,
     conv_padding,
@@ -208,6 +209,7 @@ def _conv(
     key = direct.key((x, templates, scalers, bias), choices)
     if key is not None and (known := direct.recall(key)) is not None and x.is_contiguous():
         return known(x, templates, scalers, bias)
+    groups = check_groups(groups)
     shape = check_conv(dims, x, templates, scalers, bias, groups, out_channels, layout)
     strides, dilations = per_axis("stride", stride, dims, 1), per_axis("dilation", dilation, dims, 1)
     pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)

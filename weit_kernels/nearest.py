@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weit_kernels.reference import kron_weight
-from weit_kernels.shapes import LAYOUTS, check_choice, check_floating
+from weit_kernels.shapes import LAYOUTS, check_choice, check_finite, check_floating, sizes, whole
 
 
 def nearest_kron(
@@ -36,10 +36,13 @@ def nearest_kron(
         for each weight, and the relative error ``‖W - Ŵ‖ / ‖W‖`` over all weights.
 
     Raises:
-        TypeError: a weight is no floating tensor. ValueError: shapes, ``N`` or ``layout`` do not fit.
+        TypeError: a weight is no floating tensor, ``template_shape`` no sequence of ints. ValueError: shapes, ``N`` or
+            ``layout`` do not fit; a weight on the meta device, NaN or infinity.
     """
+    if not isinstance(weights, Tensor | Sequence):
+        raise TypeError(f"weights must be a tensor or a sequence of tensors, got {type(weights).__name__}")
     weights = [weights] if isinstance(weights, Tensor) else list(weights)
-    p, q = _check(weights, N, template_shape, layout)
+    N, p, q = _check(weights, N, template_shape, layout)
     kernel = weights[0].shape[2:]
     grids = [(ceil(w.shape[0] / p), ceil(w.shape[1] / q)) for w in weights]
     # float64: a float32 SVD would leave 1e-4 of a weight behind at full rank.
@@ -78,7 +81,7 @@ def _rearrange(weight: Tensor, m: int, n: int, p: int, q: int, layout: str) -> T
     return blocks.reshape(m * n, p * q * taps)
 
 
-def _check(weights: list[Tensor], N: int, template_shape: Sequence[int], layout: str) -> tuple[int, int]:
+def _check(weights: list[Tensor], N: int, template_shape: Sequence[int], layout: str) -> tuple[int, int, int]:
     check_choice("layout", layout, LAYOUTS)
     if not weights:
         raise ValueError("weights must hold at least one tensor, got an empty sequence")
@@ -92,10 +95,11 @@ def _check(weights: list[Tensor], N: int, template_shape: Sequence[int], layout:
                 f"{tuple(w.shape)} {w.dtype} {w.device} beside "
                 f"{tuple(weights[0].shape)} {weights[0].dtype} {weights[0].device}"
             )
-        if not w.isfinite().all():
-            raise ValueError(f"weights[{i}] holds NaN or infinity")
-    if isinstance(N, bool) or not isinstance(N, int) or N < 1:
+        check_finite(f"weights[{i}]", w)
+    count = whole(N)
+    if count is None or count < 1:
         raise ValueError(f"N must be a positive int, got {N!r}")
-    if len(template_shape) != 2 or not all(isinstance(s, int) and s > 0 for s in template_shape):
-        raise ValueError(f"template_shape must be two positive ints (p, q), got {tuple(template_shape)}")
-    return template_shape[0], template_shape[1]
+    shape = sizes("template_shape", template_shape)
+    if len(shape) != 2:
+        raise ValueError(f"template_shape must be two positive ints (p, q), got {shape}")
+    return count, *shape

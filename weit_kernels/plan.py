@@ -13,7 +13,7 @@ from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
 from weit_kernels.paths.panel import WORKSPACE_BYTES
 from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
-from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape, sizes
+from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape, sizes, whole
 
 NEAREST = 4  # how many candidates WEIT_TUNE=1 times
 ROWS_PER_TILE = 128  # on_the_fly makes a weight tile again for so many rows
@@ -155,7 +155,8 @@ def plan(
         TypeError: a shape is no sequence of ints. ValueError: sizes, dtype, device or names do not fit.
         RuntimeError: the path or backend cannot run here.
     """
-    if isinstance(M, bool) or not isinstance(M, int) or M < 0:
+    rows = whole(M)
+    if rows is None or rows < 0:
         raise ValueError(f"M must be an int, 0 or more, got {M!r}")
     scaler_sizes = sizes("scalers_shape", scalers_shape)
     if len(scaler_sizes) != 3:
@@ -171,11 +172,11 @@ def plan(
     shape = KronShape(N, m, n, p, q, m * p, n * q, LAYOUTS[0], tuple(kernel))
     try:
         where = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one that torch knows, got {device!r}") from error
     pointwise = all(taps == 1 for taps in kernel)
     require_runnable(path, backend, where.type, dtype, kernel=shape.kernel, pointwise=pointwise, unit_stride=True)
-    return choose(Request(shape, M, dtype, where, needs_grad, path, backend, pointwise=pointwise, unit_stride=True))
+    return choose(Request(shape, rows, dtype, where, needs_grad, path, backend, pointwise=pointwise, unit_stride=True))
 
 
 def choose(request: Request) -> Plan:

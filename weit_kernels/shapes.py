@@ -51,12 +51,23 @@ class KronShape:
         return (self.out_features, self.in_features) != (self.m * self.p, self.n * self.q)
 
 
-def sizes(name: str, shape: object) -> tuple[int, ...]:
-    """``shape`` as a tuple, if it is a sequence of positive ints, or of numbers that stand for them, such as NumPy's."""
+def whole(value: object) -> Any:
+    """``value`` if it is an int or a traced one, the int that a number such as NumPy's stands for, else ``None``."""
+    if isinstance(value, (bool, Tensor)):
+        return None
+    if isinstance(value, (int, torch.SymInt)):
+        return value
     try:
-        found = tuple(map(index, shape))  # type: ignore[call-overload]
+        return index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be a sequence of ints, got {shape!r}") from None
+        return None
+
+
+def sizes(name: str, shape: object) -> tuple[int, ...]:
+    """``shape`` as a tuple, if it is a sequence of positive ints, or of numbers that stand for them."""
+    found = tuple(map(whole, shape)) if isinstance(shape, Sequence) and not isinstance(shape, str) else (None,)
+    if None in found:
+        raise TypeError(f"{name} must be a sequence of ints, got {shape!r}")
     if min(found, default=1) < 1:
         raise ValueError(f"{name} must be all positive, got {found}")
     return found
@@ -68,10 +79,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_ceil(name: str, value: object, count: int, size: int, grid: str) -> Any:
+def check_ceil(name: str, value: Any, count: int, size: int, grid: str) -> Any:
     """Check that ``count`` blocks of ``size`` just cover ``value`` features, an int or a traced one; return it."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    features = whole(value)
+    if features is None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    value = features
     if not (count - 1) * size < value <= count * size:
         raise ValueError(f"{name} is {value}, but {grid} cover {(count - 1) * size + 1} to {count * size} features")
     return value
@@ -83,6 +96,16 @@ def check_floating(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` where a tensor has no numbers to read, or not only finite ones."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold numbers, but is on the meta device")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds NaN or infinity")
 
 
 def check_factors(templates: Tensor, scalers: Tensor, kernel_dims: int = 0) -> None:
@@ -169,8 +192,6 @@ def check_conv(
         raise ValueError(
             f"x must have {dims + 1} or {dims + 2} axes, (batch,) channels and {dims} spatial, got {tuple(x.shape)}"
         )
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be a positive int, got {groups!r}")
     channels = x.shape[-1 - dims]
     if channels % groups:
         raise ValueError(f"x has {channels} channels, which groups={groups} does not divide")
@@ -190,11 +211,19 @@ def check_conv(
     return shape
 
 
+def check_groups(groups: object) -> int:
+    """Return ``groups`` as an int; raise ``ValueError`` unless it is a positive one."""
+    number = whole(groups)
+    if number is None or number < 1:
+        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    return number
+
+
 def per_axis(name: str, value: int | Sequence[int], dims: int, least: int) -> tuple[int, ...]:
     """An int, or one int for each spatial axis, none below ``least`` → a tuple of ``dims`` ints."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    values = tuple(map(whole, value if isinstance(value, Sequence) else (value,)))
     values = values * dims if len(values) == 1 else values
-    if len(values) != dims or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+    if len(values) != dims or not all(v is not None and v >= least for v in values):
         raise ValueError(f"{name} must be an int or {dims} ints, none below {least}, got {value!r}")
     return values
 

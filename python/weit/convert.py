@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from weit.bank import BankSpec, Source, TemplateBank
@@ -16,6 +15,7 @@ from weit.nn.factors import take_bias
 from weit.nn.init import reset_templates
 from weit.rules import Rules
 from weit_kernels import nearest_kron
+from weit_kernels.shapes import check_finite
 
 _CONVS: dict[type, Any] = {nn.Conv1d: KronConv1d, nn.Conv2d: KronConv2d, nn.Conv3d: KronConv3d}
 
@@ -99,8 +99,7 @@ def extract_bank(model: nn.Module, spec: BankSpec | Mapping[str, Any], *, rules:
     errors: dict[str, float] = {}
     for role, weights, N, shape in demands(matches, spec):
         for path, weight in weights:
-            if weight.is_meta or not torch.isfinite(weight).all():
-                raise ValueError(f"the weight of {path!r} is on the meta device or holds NaN or infinity")
+            check_finite(f"the weight of {path!r}", weight)
         try:
             fit = nearest_kron([weight for _, weight in weights], N, shape, layout=spec.layout)
         except ValueError as error:

@@ -15,6 +15,7 @@ from weit.engine.objective import Loss
 from weit.engine.seeds import own_randomness
 from weit.rules import Rules
 from weit.scalers import fit_scalers, lay_out
+from weit_kernels.shapes import whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -57,8 +58,9 @@ def initialize(
     """
     if not isinstance(bank, TemplateBank):
         raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
-    if steps < 0:
-        raise ValueError(f"steps must be an int from 0, got {steps!r}")
+    for name, value in (("steps", steps), ("seed", seed)):
+        if (whole(value) or 0) < 0 or whole(value) is None:
+            raise ValueError(f"{name} must be an int from 0, got {value!r}")
     target = copy.deepcopy(model)
     with own_randomness(seed):
         kronify(target, bank, rules=rules)

@@ -135,6 +135,8 @@ def _compile(rules: Rules) -> list[Pattern]:
         raise TypeError(f"rules must map patterns to roles, got {type(rules).__name__}")
     compiled: list[Pattern] = []
     for pattern, role in rules.items():
+        if not isinstance(pattern, str):
+            raise TypeError(f"rules must map patterns, which are strings, to roles, got {pattern!r}")
         roles = (role,) if isinstance(role, str) else role
         parts = roles if isinstance(roles, Sequence) else ()
         if roles is not None and not (parts and all(isinstance(part, str) for part in parts)):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 
 from weit.bank import BankSpec, Source, TemplateBank
 from weit.convert import extract_bank, kronify
-from weit.engine.config import TrainConfig, require
+from weit.engine.config import TrainConfig, is_number, require
 from weit.engine.data import Batches, Data, Inputs
-from weit.engine.loop import train
+from weit.engine.loop import check_fit, train
 from weit.engine.objective import Loss, outputs_of
 from weit.engine.seeds import own_randomness
 from weit.masks import Elastic, draw_size
@@ -53,9 +54,9 @@ class PretrainConfig(TrainConfig):
         super().__post_init__()
         object.__setattr__(self, "spec", BankSpec.of(self.spec))
         require(self, "start", self.start in STARTS, f"one of {', '.join(STARTS)}")
-        require(self, "full_share", 0 <= self.full_share <= 1, "a share from 0 to 1")
-        require(self, "alpha", 0 <= self.alpha < float("inf"), "from 0")
-        require(self, "temperature", 0 < self.temperature < float("inf"), "positive")
+        require(self, "full_share", is_number(self.full_share) and 0 <= self.full_share <= 1, "a share from 0 to 1")
+        require(self, "alpha", is_number(self.alpha) and 0 <= self.alpha < inf, "from 0")
+        require(self, "temperature", is_number(self.temperature) and 0 < self.temperature < inf, "positive")
 
 
 def pretrain(
@@ -103,8 +104,9 @@ def pretrain(
     2015, "Distilling the knowledge in a neural network".
     """
     config = PretrainConfig.of(config)
+    _check_modules(model, smaller, teacher, bank)
     with own_randomness(config.seed):
-        Batches(data, config.batch_size)  # checks it, while the model is still as it was
+        check_fit(model, Batches(data, config.batch_size), loss)  # while the model is still as it was
         bank = _kronified(model, bank, config, rules)
         elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
     train(
@@ -125,6 +127,16 @@ def pretrain(
     own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
     bank.source = Source(own, dict(model_config or {}))
     return bank
+
+
+def _check_modules(model: object, smaller: object, teacher: object, bank: object) -> None:
+    for name, given in (("model", model), ("teacher", teacher)):
+        if not isinstance(given, nn.Module) and (name == "model" or given is not None):
+            raise TypeError(f"{name} must be an nn.Module, got {type(given).__name__}")
+    if not isinstance(smaller, Sequence) or not all(isinstance(small, nn.Module) for small in smaller):
+        raise TypeError(f"smaller must be a sequence of nn.Modules, got {type(smaller).__name__}")
+    if bank is not None and not isinstance(bank, TemplateBank):
+        raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
 
 
 class _Objective:
@@ -163,6 +175,9 @@ def _kronified(
     if _has_kron(model):
         if bank is None:
             raise ValueError("bank must be given for a model that is kronified already, got None")
+        shared = {id(parameter) for parameter in bank.parameters()}
+        if not all(id(module.templates) in shared for module in model.modules() if isinstance(module, KronFactors)):
+            raise ValueError("bank must hold the templates of the kronified model, but a layer has others")
         if config.start == "extract":
             raise ValueError('start="extract" needs a dense model, but model is kronified already')
         return bank

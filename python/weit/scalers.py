@@ -53,14 +53,18 @@ def fit_scalers(
 
     Raises:
         ValueError: no layer of ``model`` has its templates from ``bank``; bad data or settings.
-        TypeError, FloatingPointError: as ``weit.engine.train``.
+        TypeError: ``bank`` is none; as ``weit.engine.train``. FloatingPointError: as that.
 
     Source: Xia et al., "WeiT" (arXiv 2604.14769): the target's scalers are trained on little data, templates frozen.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not isinstance(bank, TemplateBank):
+        raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
     shared = {id(parameter) for parameter in bank.parameters()}
     if not any(isinstance(module, KronFactors) and id(module.templates) in shared for module in model.modules()):
         raise ValueError("model must be kronified with bank, but none of its layers has templates from it")
-    config = TrainConfig(**{"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, **settings})
+    config = TrainConfig.of({"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, **settings})
     with _frozen(bank):
         return train(model, data, config, loss=loss, progress=progress, run_dir=run_dir, resume=resume)
 

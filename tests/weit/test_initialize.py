@@ -89,9 +89,25 @@ def test_what_does_not_fit_changes_nothing(damage: str, bank: weit.TemplateBank)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_steps_must_not_be_negative(bank: weit.TemplateBank) -> None:
-    with pytest.raises(ValueError, match="steps must be an int from 0"):
-        weit.initialize(vit(), bank, images(), steps=-1)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": -1}, "steps must be an int from 0, got -1"),
+        ({"steps": "3"}, "steps must be an int from 0, got '3'"),
+        ({"seed": None}, "seed must be an int from 0, got None"),
+        ({"speed": 1}, "config has the fields of TrainConfig, but not 'speed'"),
+    ],
+)
+def test_bad_settings_name_themselves(settings: dict, message: str, bank: weit.TemplateBank) -> None:
+    with pytest.raises(ValueError, match=message):
+        weit.initialize(vit(), bank, images(), **{"steps": 2, **settings})
+
+
+def test_initializing_learns_without_gradients_around_it(bank: weit.TemplateBank) -> None:
+    first = weit.initialize(vit(16, 2), bank, images(), 2)
+    with torch.no_grad():
+        again = weit.initialize(vit(16, 2), bank, images(), 2)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_a_spec_is_no_bank() -> None:

@@ -120,13 +120,44 @@ def test_bad_settings(change: dict, message: str) -> None:
         weit.PretrainConfig(**change)
 
 
-def test_bad_data_leaves_the_model_dense() -> None:
+X, Y = images()
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ((X / 0, Y), ValueError, "inputs must be finite"),
+        ((X, Y + 1), ValueError, "targets must be below the 4 outputs"),
+        ((X.double(), Y), ValueError, r"data must fit model and loss; items are torch.float64 \(1, 4, 4\)"),
+        ((X.expand(-1, 3, -1, -1), Y), ValueError, "data must fit model and loss"),
+        ((X, Y.int()), ValueError, "data must fit model and loss"),
+        ([(X[:8], Y[:8])] * 2, ValueError, "data must fit model and loss"),
+        ({"x": X, "y": Y}, TypeError, "data must be a data set"),
+    ],
+)
+def test_bad_data_leaves_the_model_dense(data, error: type[Exception], message: str) -> None:
     model = vit()
-    inputs, labels = images()
-    inputs[0] = float("nan")
-    with pytest.raises(ValueError, match="inputs must be finite"):
-        weit.pretrain(model, (inputs, labels), CONFIG, progress=False)
+    with pytest.raises(error, match=message):
+        weit.pretrain(model, data, CONFIG, progress=False)
     assert isinstance(model.blocks[0].attn.q, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, "model must be an nn.Module, got NoneType"),
+        ({"smaller": None}, "smaller must be a sequence of nn.Modules, got NoneType"),
+        ({"smaller": [None]}, "smaller must be a sequence of nn.Modules"),
+        ({"teacher": 3}, "teacher must be an nn.Module, got int"),
+        ({"bank": SPEC}, "bank must be a TemplateBank, got dict"),
+        ({"config": 3}, "config must be a PretrainConfig or a mapping with its fields, got int"),
+        ({"loss": "ce"}, "loss must be a function of outputs and targets, got str"),
+        ({"rules": {3: "a"}}, "rules must map patterns, which are strings, to roles, got 3"),
+    ],
+)
+def test_wrong_types_name_themselves(arguments: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        weit.pretrain(**{"model": vit(), "data": images(), "config": CONFIG, "progress": False, **arguments})
 
 
 def test_a_kronified_model_needs_its_bank() -> None:
@@ -134,6 +165,9 @@ def test_a_kronified_model_needs_its_bank() -> None:
     bank = weit.kronify(model, SPEC)
     with pytest.raises(ValueError, match="bank must be given"):
         weit.pretrain(model, images(), CONFIG, progress=False)
+    foreign = weit.TemplateBank({role: torch.randn(4, 8, 8) for role in bank.roles})
+    with pytest.raises(ValueError, match="bank must hold the templates of the kronified model"):
+        weit.pretrain(model, images(), CONFIG, bank=foreign, progress=False)
     before = bank["q"].detach().clone()
     assert weit.pretrain(model, images(), CONFIG, bank=bank, progress=False) is bank
     assert not torch.equal(bank["q"], before)

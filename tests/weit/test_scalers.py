@@ -112,3 +112,10 @@ def test_foreign_models_and_banks_are_refused(bank: weit.TemplateBank) -> None:
     weit.kronify(renamed, SPEC, rules={r".*fc1": "fc1"})
     with pytest.raises(ValueError, match="of another model family"):
         lay_out(renamed, bank.source)
+
+
+def test_a_bank_and_a_model_are_needed(bank: weit.TemplateBank) -> None:
+    with pytest.raises(TypeError, match="bank must be a TemplateBank, got NoneType"):
+        weit.fit_scalers(vit(), None, images())
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got str"):
+        weit.fit_scalers("vit", bank, images())

@@ -1,5 +1,6 @@
 """``nearest_kron``: the optimum, its error, and what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -89,6 +90,12 @@ def test_zero_weight_is_reproduced() -> None:
     assert torch.equal(kron_weight(templates, scalers), torch.zeros(4, 4))
 
 
+def test_sizes_may_be_numpys() -> None:
+    weight = torch.randn(8, 6)
+    numpys, plain = (nearest_kron(weight, N, (N, 3)) for N in (np.int64(2), 2))
+    assert torch.equal(numpys[0], plain[0])
+
+
 W = torch.ones(12, 20)
 
 
@@ -104,7 +111,11 @@ W = torch.ones(12, 20)
         ((W * float("nan"), 1, (4, 5)), {}, ValueError, r"weights\[0\] holds NaN"),
         ((W, 0, (4, 5)), {}, ValueError, "N must be a positive int, got 0"),
         ((W, 1, (4, 5, 3)), {}, ValueError, r"template_shape must be two positive ints \(p, q\)"),
-        ((W, 1, (0, 5)), {}, ValueError, "template_shape must be two positive ints"),
+        ((W, 1, (0, 5)), {}, ValueError, "template_shape must be all positive"),
+        ((W, 1, (True, 5)), {}, TypeError, "template_shape must be a sequence of ints"),
+        ((W, 1, 4), {}, TypeError, "template_shape must be a sequence of ints, got 4"),
+        ((None, 1, (4, 5)), {}, TypeError, "weights must be a tensor or a sequence of tensors, got NoneType"),
+        ((W.to("meta"), 1, (4, 5)), {}, ValueError, r"weights\[0\] must hold numbers, but is on the meta device"),
         ((W, 1, (4, 5)), {"layout": "x"}, ValueError, "layout must be one of"),
     ],
 )

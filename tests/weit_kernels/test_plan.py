@@ -201,6 +201,7 @@ def test_explain_shows_every_path_and_the_choice() -> None:
         ),
         ((1.5, (4, 3, 3), (8, 8), torch.float32, "cpu"), {}, ValueError, "M must be an int"),
         ((1, (4, 3), (8, 8), torch.float32, "cpu"), {}, ValueError, "scalers_shape must be"),
+        ((1, (4, 3, 3), (8, 8), torch.float32, None), {}, ValueError, "device must be one that torch knows, got None"),
         ((1, (4, 3, 0), (8, 8), torch.float32, "cpu"), {}, ValueError, "scalers_shape must be"),
         ((1, (4, 3, 3.0), (8, 8), torch.float32, "cpu"), {}, TypeError, "scalers_shape must be a sequence of ints"),
         ((1, 4, (8, 8), torch.float32, "cpu"), {}, TypeError, "scalers_shape must be a sequence of ints"),

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,12 @@ XC, TC = torch.zeros(3, 15, 6, 6), torch.zeros(2, 4, 5, 3, 3)
 BAD_LINEAR = {
     "x is no tensor": ((3.0, T, S), {}, TypeError, "x must be a torch.Tensor, got float"),
     "x is integer": ((X.long(), T, S), {}, TypeError, "x must be float64.*got torch.int64"),
+    "x is sparse": (
+        (X.to_sparse(), T, S),
+        {},
+        TypeError,
+        "x must be a dense tensor, got one of layout torch.sparse_coo",
+    ),
     "x is a scalar": (
         (torch.tensor(1.0), T, S),
         {},
@@ -201,3 +208,13 @@ def test_any_shapes_work_or_name_what_is_wrong(shapes) -> None:
     else:
         with pytest.raises(ValueError, match=re.compile("^(x|templates|scalers)")):
             kron_linear(x, templates, scalers)
+
+
+def test_numbers_may_be_numpys() -> None:
+    x, templates, scalers = torch.randn(2, 16, 5, 5), torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4, 2)
+    two, one, out = np.int64(2), np.int32(1), np.int64(14)
+    y = kron_conv2d(x, templates, scalers, None, (one, two), one, one, two, out_channels=out)
+    assert torch.equal(y, kron_conv2d(x, templates, scalers, None, (1, 2), 1, 1, 2, out_channels=14))
+    rows = torch.randn(3, 8)
+    numpys = kron_linear(rows, templates[..., 0, 0], scalers, out_features=np.int64(15))
+    assert torch.equal(numpys, kron_linear(rows, templates[..., 0, 0], scalers, out_features=15))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
@@ -23,7 +24,8 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser whose errors are one line and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (--help lists what it takes)\n")
+        said = re.sub(r"(required: )\w+\.(\w+)", r"\1--\2", " ".join(message.split()))
+        self.exit(2, f"{self.prog.replace(' [options]', '')}: {said} (--help lists what it takes)\n")
 
 
 def add_fields(parser: Parser, config: type, skip: Collection[str] = ()) -> None:

@@ -15,6 +15,8 @@ from weit.bank import TemplateBank
 from weit.by_name import start_from_bank
 from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.cli.model import DataFlags, SizeFlags, scores
+from weit.engine import TrainConfig
+from weit.engine.config import take_whole
 from weit.engine.run_folder import METRICS
 from weit.files import atomic_dir
 from weit.models.folder import write_model
@@ -43,6 +45,10 @@ class InitFlags:
     lr: float = 1e-2
     batch_size: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        take_whole(self, "steps", 0)
+        TrainConfig(lr=self.lr, batch_size=self.batch_size, seed=self.seed)
 
 
 def add_arguments(parser: Parser) -> None:

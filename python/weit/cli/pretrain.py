@@ -64,6 +64,12 @@ class BankFlags:
     template_shape: tuple[int, int] | None = None
     layout: str = BankSpec().layout
 
+    def __post_init__(self) -> None:
+        self.spec()
+
+    def spec(self) -> BankSpec:
+        return BankSpec(self.templates, self.template_shape, self.layout)
+
 
 def add_arguments(parser: Parser) -> None:
     for flags in (PretrainFlags, SizeFlags, DataFlags, BankFlags):
@@ -74,9 +80,7 @@ def add_arguments(parser: Parser) -> None:
 def run(parser: Parser, given: Namespace) -> None:
     flags, sizes = read_fields(parser, given, PretrainFlags), read_fields(parser, given, SizeFlags)
     data, shape = read_fields(parser, given, DataFlags), read_fields(parser, given, BankFlags)
-    config = read_fields(
-        parser, given, PretrainConfig, spec=BankSpec(shape.templates, shape.template_shape, shape.layout)
-    )
+    config = read_fields(parser, given, PretrainConfig, spec=shape.spec())
     task = data.task()
     model = flags.model or task.model
     size = sizes.or_else({} if ":" in model else SIZE)

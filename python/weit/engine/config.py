@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import cos, pi
+from math import cos, inf, pi
+from numbers import Real
 from typing import Any, TypeVar
+
+from weit_kernels.shapes import whole
 
 Config = TypeVar("Config", bound="TrainConfig")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -63,15 +66,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
-            require(self, name, isinstance(getattr(self, name), int) and getattr(self, name) > 0, "a positive int")
+            take_whole(self, name, 1)
         for name in ("evaluate_every", "checkpoint_every", "seed", "workers"):
-            require(self, name, isinstance(getattr(self, name), int) and getattr(self, name) >= 0, "an int from 0")
-        for name in ("lr", "clip_norm"):
-            value = getattr(self, name)
-            require(self, name, (name == "clip_norm" and value is None) or 0 < value < float("inf"), "positive")
-        require(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "from 0")
-        require(self, "warmup", 0 <= self.warmup <= 1, "a share from 0 to 1")
-        require(self, "betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+            take_whole(self, name, 0)
+        require(self, "lr", is_number(self.lr) and 0 < self.lr < inf, "positive")
+        clip = self.clip_norm
+        require(self, "clip_norm", clip is None or (is_number(clip) and 0 < clip < inf), "positive, or None")
+        require(self, "weight_decay", is_number(self.weight_decay) and 0 <= self.weight_decay < inf, "from 0")
+        require(self, "warmup", is_number(self.warmup) and 0 <= self.warmup <= 1, "a share from 0 to 1")
+        pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2
+        require(self, "betas", pair and all(is_number(b) and 0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         require(self, "mixed_precision", self.mixed_precision in PRECISIONS, '"no", "bf16" or "fp16"')
         require(self, "sharding", self.sharding in SHARDINGS, " or ".join(f'"{name}"' for name in SHARDINGS))
         sharded = self.sharding != "none"
@@ -105,6 +109,18 @@ class TrainConfig:
         warm = self.warmup * self.steps
         rise = min(1.0, (step + 1) / (warm + 1))
         return self.lr * rise * 0.5 * (1 + cos(pi * max(0.0, step + 1 - warm) / (self.steps + 1 - warm)))
+
+
+def take_whole(config: object, name: str, least: int) -> None:
+    """Keep the field ``name`` as an int, where it stands for one; raise ``ValueError`` unless it is one from ``least``."""
+    number = whole(getattr(config, name))
+    require(config, name, number is not None and number >= least, "a positive int" if least else "an int from 0")
+    object.__setattr__(config, name, number)
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require(config: object, name: str, holds: bool, expected: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -181,7 +181,7 @@ def _as_pair(batch: Any) -> Batch:
 def _count(dataset: Any, tensors: tuple[Tensor, Tensor] | None) -> int:
     if tensors is not None:
         count = len(tensors[0])
-    elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+    elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping | str):
         count = len(dataset)
     else:
         expected = "a data set with __len__ and __getitem__, a DataLoader, or a pair of tensors"

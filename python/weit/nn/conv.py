@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weit.nn.factors import KronFactors, check_size
 from weit_kernels import kron_conv1d, kron_conv2d, kron_conv3d
+from weit_kernels.shapes import check_floating, check_groups, per_axis
 
 Size = int | tuple[int, ...]
 DenseConv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -19,6 +20,7 @@ Layer = TypeVar("Layer", bound="_KronConv")
 
 class _KronConv(KronFactors):
     _dense: ClassVar[Any]
+    _dims: ClassVar[int]
     _conv: ClassVar[Callable[..., Tensor]]
 
     in_channels: int
@@ -53,18 +55,23 @@ class _KronConv(KronFactors):
         super().__init__()
         in_channels = check_size("in_channels", in_channels)
         out_channels = check_size("out_channels", out_channels)
-        # torch's own constructor checks these arguments and brings them to its form.
-        sizes = (in_channels, out_channels, kernel_size)
-        dense = self._dense(*sizes, stride, padding, dilation, groups, bias, padding_mode, device="meta")
+        dims = self._dims
+        sizes = (in_channels, out_channels, per_axis("kernel_size", kernel_size, dims, 1))
+        steps = (per_axis("stride", stride, dims, 1), padding, per_axis("dilation", dilation, dims, 1))
+        if not isinstance(padding, str):
+            steps = (steps[0], per_axis("padding", padding, dims, 0), steps[2])
+        # torch's own constructor checks the rest and brings it to its form.
+        dense = self._dense(*sizes, *steps, check_groups(groups), bias, padding_mode, device="meta")
         for name in (*nn.Conv2d.__constants__, "_reversed_padding_repeated_twice"):
             setattr(self, name, getattr(dense, name))
         shape = (self.out_channels, self.in_channels // self.groups)
         self._make_factors(shape, self.kernel_size, bias, templates, template_shape, layout, path, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x, -1 - len(self.kernel_size), "in_channels")
+        self._check_input(x, -1 - self._dims, "in_channels")
         padding: Any = self.padding
         if self.padding_mode != "zeros":
+            self._check_paddable(x)
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
         return type(self)._conv(
             x,
@@ -79,6 +86,21 @@ class _KronConv(KronFactors):
             layout=self.layout,
             path=self.path,
         )
+
+    def _check_paddable(self, x: Tensor) -> None:
+        """What ``F.pad`` refuses, in words about ``x``."""
+        check_floating("x", x)
+        dims = self._dims
+        if x.dim() not in (dims + 1, dims + 2):
+            raise ValueError(f"x must have {dims + 1} or {dims + 2} axes, got {tuple(x.shape)}")
+        # A mirror leaves out the edge, a circle goes round once.
+        spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
+        for axis, size in enumerate(x.shape[-dims:]):
+            pads = self._reversed_padding_repeated_twice[2 * (dims - 1 - axis) :][:2]
+            if size < 1 or (spare is not None and max(pads) > size - spare):
+                raise ValueError(
+                    f"x has {size} positions on spatial axis {axis}, too few for {self.padding_mode!r} {pads}"
+                )
 
     def to_conv(self) -> DenseConv:
         """The ``nn.Conv`` with the same weight, bias and settings, on the same device, as trainable."""
@@ -96,7 +118,7 @@ class _KronConv(KronFactors):
     ) -> Layer:
         """The layer nearest to ``conv`` in Frobenius norm, with new templates or with the given ones.
 
-        A weight that templates do not divide counts as padded with zeros.
+        For new templates, a weight that they do not divide counts as padded with zeros.
 
         Raises:
             TypeError: ``conv`` is of another class. ValueError: as the constructor; NaN or infinity in the weight.
@@ -162,16 +184,16 @@ class KronConv1d(_KronConv):
         TypeError, ValueError: an argument of the wrong type, size, dtype or device.
     """
 
-    _dense, _conv = nn.Conv1d, kron_conv1d
+    _dense, _dims, _conv = nn.Conv1d, 1, kron_conv1d
 
 
 class KronConv2d(_KronConv):
     """``nn.Conv2d`` likewise: ``templates (N, p, q, kh, kw)``; else as ``KronConv1d``."""
 
-    _dense, _conv = nn.Conv2d, kron_conv2d
+    _dense, _dims, _conv = nn.Conv2d, 2, kron_conv2d
 
 
 class KronConv3d(_KronConv):
     """``nn.Conv3d`` likewise: ``templates (N, p, q, kd, kh, kw)``; else as ``KronConv1d``."""
 
-    _dense, _conv = nn.Conv3d, kron_conv3d
+    _dense, _dims, _conv = nn.Conv3d, 3, kron_conv3d

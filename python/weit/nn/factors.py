@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import ceil, prod, sqrt
-from operator import index
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from weit.nn.init import default_template_size, nearest_scalers, reset_scalers, reset_templates
 from weit.nn.sharing import KeepsShared
 from weit_kernels import kron_weight, nearest_kron
-from weit_kernels.shapes import LAYOUTS, PATHS, check_choice, check_floating
+from weit_kernels.shapes import LAYOUTS, PATHS, check_choice, check_finite, check_floating, whole
 
 Dense = TypeVar("Dense", bound=nn.Module)
 Layer = TypeVar("Layer", bound="KronFactors")
@@ -75,7 +75,8 @@ class KronFactors(KeepsShared):
     def weight(self) -> Tensor:
         """The dense weight ``(out, in, *kernel)``, differentiable, computed on access."""
         out, inn = self._dense_shape
-        return kron_weight(self.templates, self.scalers, out_features=out, in_features=inn, layout=self.layout)
+        with _outside_autocast(self.templates.device.type):  # it has the dtype of its parameters, as nn.Linear's
+            return kron_weight(self.templates, self.scalers, out_features=out, in_features=inn, layout=self.layout)
 
     def _check_input(self, x: object, axis: int, name: str) -> None:
         """The operator takes any width that the scalers' grid may stand for; a layer has one."""
@@ -95,11 +96,13 @@ class KronFactors(KeepsShared):
         """Take over the weight as nearly as possible, and all else exactly."""
         weight = dense.weight
         with torch.no_grad():
+            check_finite("weight", weight)
             if fit_templates:
                 N, p, q = self.templates.shape[:3]
                 templates, (scalers,), _ = nearest_kron(weight, N, (p, q), layout=self.layout)
                 self.templates.copy_(templates).requires_grad_(weight.requires_grad)
             else:
+                check_finite("templates", self.templates)
                 scalers = nearest_scalers(weight, self.templates, self.layout)
             self.scalers.copy_(scalers).requires_grad_(weight.requires_grad)
             take_bias(self, dense.bias)
@@ -107,6 +110,10 @@ class KronFactors(KeepsShared):
 
     def _factors_repr(self) -> str:
         return f"bias={self.bias is not None}, templates={tuple(self.templates.shape)}, layout={self.layout!r}"
+
+
+def _outside_autocast(device: str) -> Any:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def take_bias(layer: KronFactors, bias: Tensor | None) -> None:
@@ -119,11 +126,8 @@ def take_bias(layer: KronFactors, bias: Tensor | None) -> None:
 
 def check_size(name: str, value: Any, expected: str = "an int") -> int:
     """Return ``value`` if it is a positive int, or a number that stands for one, such as NumPy's."""
-    try:
-        number = index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, (bool, Tensor)):
+    number = whole(value)
+    if number is None:
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     if number < 1:
         raise ValueError(f"{name} must be positive, got {number}")

@@ -142,7 +142,8 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "arguments",
-    [["init"], ["train", "--out", "x", "--steps", "many"], ["train", "--out", "x", "--speed", "3"],
+    [["init"], ["pretrain", "--out", "x", "--templates", "0"], ["init", "--bank", "x", "--out", "x", "--steps", "-1"],
+     ["train", "--out", "x", "--steps", "many"], ["train", "--out", "x", "--speed", "3"],
      ["train", "--out", "x", "--lr", "-1"], ["fly"]],
 )  # fmt: skip
 def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +151,12 @@ def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture
         run(*arguments)
     assert end.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_missing_flag_is_named_as_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("train")
+    assert ": the following arguments are required: --out (" in capsys.readouterr().err
 
 
 def test_a_damaged_bank_is_named(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

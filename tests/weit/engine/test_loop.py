@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -201,6 +202,11 @@ def test_bad_data_is_refused_before_the_first_step(data, error, message, tmp_pat
         ({"mixed_precision": "int8"}, "mixed_precision must be"),
         ({"batch_size": 10, "accumulate": 3}, "accumulate must be a divisor of batch_size=10"),
         ({"betas": (0.9, 1.0)}, "betas must be"),
+        ({"betas": 0.9}, "betas must be two numbers"),
+        ({"steps": True}, "steps must be a positive int, got True"),
+        ({"lr": "0.1"}, "lr must be positive, got '0.1'"),
+        ({"weight_decay": None}, "weight_decay must be from 0, got None"),
+        ({"clip_norm": "1"}, "clip_norm must be positive, or None"),
         ({"workers": -1}, "workers must be an int from 0, got -1"),
         ({"sharding": "zero"}, 'sharding must be "none" or "fsdp", got \'zero\''),
         ({"sharding": "fsdp", "mixed_precision": "fp16"}, 'mixed_precision must be "no" or "bf16" with sharding'),
@@ -209,6 +215,11 @@ def test_bad_data_is_refused_before_the_first_step(data, error, message, tmp_pat
 def test_bad_settings(field: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**field)
+
+
+def test_settings_may_be_numpys() -> None:
+    config = TrainConfig(steps=np.int64(5), lr=np.float64(1e-3))
+    assert (type(config.steps), config) == (int, TrainConfig(steps=5, lr=1e-3))
 
 
 def test_a_loss_that_diverges_is_reported_with_its_step() -> None:

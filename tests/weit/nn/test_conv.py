@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,11 @@ def test_a_bank_role_serves_convolutions_of_many_sizes():
     [
         ((0, 8, 3), {}, ValueError, "in_channels must be positive"),
         ((8, 8.0, 3), {}, TypeError, "out_channels must be an int"),
+        ((8, 8, 0), {}, ValueError, "kernel_size must be an int or 2 ints, none below 1, got 0"),
+        ((8, 8, 1.5), {}, ValueError, "kernel_size must be an int or 2 ints"),
+        ((8, 8, (3, 3, 3)), {}, ValueError, "kernel_size must be an int or 2 ints"),
+        ((8, 8, 3, 0), {}, ValueError, "stride must be an int or 2 ints, none below 1, got 0"),
+        ((8, 8, 3), dict(groups=0), ValueError, "groups must be a positive int, got 0"),
         ((8, 8, 3), dict(groups=3), ValueError, "groups"),
         ((8, 8, 3), dict(padding="full"), ValueError, "padding"),
         ((8, 8, 3), dict(padding_mode="mirror"), ValueError, "padding_mode"),
@@ -118,6 +124,26 @@ def test_bad_arguments_name_themselves(args, kwargs, error, message):
 def test_other_channels_are_refused(channels):
     with pytest.raises(ValueError, match=rf"x.shape\[-3\] is {channels}, expected in_channels=3"):
         KronConv2d(3, 8, 3, padding=1, padding_mode="reflect")(torch.ones(2, channels, 6, 6))
+
+
+@pytest.mark.parametrize(("mode", "least"), [("reflect", 3), ("circular", 2), ("replicate", 1)])
+def test_what_cannot_be_padded_is_refused_as_x(mode, least):
+    conv = KronConv2d(3, 8, 3, padding=(0, 2), padding_mode=mode)
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor"):
+        conv(None)
+    with pytest.raises(ValueError, match="x must have 3 or 4 axes"):
+        conv(torch.ones(1, 1, 3, 5, 5))
+    with pytest.raises(ValueError, match=r"x has .* positions on spatial axis 1, too few for"):
+        conv(torch.ones(1, 3, 3, least - 1))
+    dense, x = conv.to_conv(), torch.randn(1, 3, 3, least)
+    assert torch.allclose(conv(x), dense(x), atol=1e-5)
+
+
+def test_numbers_may_be_numpys():
+    one, two = np.int64(1), np.int64(2)
+    conv = KronConv2d(8, 8, np.int64(3), two, one, one, two)
+    assert all(type(n) is int for n in (*conv.kernel_size, *conv.stride, *conv.padding, *conv.dilation, conv.groups))
+    assert conv(torch.ones(1, 8, 9, 9)).shape == (1, 8, 5, 5)
 
 
 def test_from_conv_refuses_other_layers():

@@ -200,6 +200,27 @@ def test_bad_inputs_name_themselves():
         KronLinear.from_linear(nn.Conv2d(3, 3, 1))
 
 
+@pytest.mark.parametrize("templates", [2, nn.Parameter(torch.randn(2, 4, 4))], ids=["new", "given"])
+def test_from_linear_refuses_weights_without_numbers(templates):
+    broken, empty = nn.Linear(8, 8), nn.Linear(8, 8, device="meta")
+    with torch.no_grad():
+        broken.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="weight holds NaN or infinity"):
+        KronLinear.from_linear(broken, templates=templates)
+    templates = templates if isinstance(templates, int) else nn.Parameter(templates.to("meta"))
+    with pytest.raises(ValueError, match="weight must hold numbers, but is on the meta device"):
+        KronLinear.from_linear(empty, templates=templates)
+
+
+def test_the_dense_weight_has_the_dtype_of_its_parameters_under_autocast():
+    layer = KronLinear(8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.to_linear().weight, layer.weight)
+        assert layer.weight.dtype == torch.float32
+        assert layer(torch.ones(2, 8)).dtype == torch.bfloat16
+    assert KronLinear(8, 8, device="meta").weight.is_meta
+
+
 def test_sizes_may_be_numpys():
     layer = KronLinear(np.int64(8), np.int32(6), template_shape=(np.int64(2), 4))
     assert layer(torch.ones(3, 8)).shape == (3, 6)
