@@ -15,7 +15,7 @@ from weit.engine import Record, TrainConfig, train
 from weit.engine.seeds import own_randomness
 from weit.initialize import initialize
 from weit.masks import draw_size
-from weit.models import create_model
+from weit.models import create_model, load_model
 from weit.models.sizes import training_flops
 from weit.pretrain import PretrainConfig, pretrain
 from weit.tasks import Size, Task
@@ -34,13 +34,17 @@ def pretrain_bank(
     smaller: Sequence[Size],
     config: PretrainConfig,
     *,
+    teacher: Path | None = None,
     on_evaluate: Callable[[], object] | None = None,
     **run: Any,
 ) -> TemplateBank:
-    """Pre-train a bank at ``size`` and the ``smaller`` sizes; ``run`` goes to ``pretrain`` (run_dir, resume, progress).
+    """Pre-train a bank at ``size`` and the ``smaller`` sizes; it distils from the model in the folder ``teacher``, if any.
+
+    ``run`` goes to ``pretrain`` (run_dir, resume, progress).
 
     ``bank.source.config`` tells how to build the model again and what the pre-training cost: ``{"model", "arguments",
-    "smaller", "family", "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at.
+    "smaller", "family", "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at, and
+    the teacher's training and answers count too.
     """
     big, *small = (build(task, model, each, config.seed) for each in (size, *smaller))
 
@@ -51,7 +55,14 @@ def pretrain_bank(
 
     sizes = {"model": model, "size": size, "smaller": list(smaller)}
     run["settings"] = {**sizes, "family": task.family, "data": task.name}
-    bank = pretrain(big, task.train, config, smaller=small, loss=task.loss, evaluate=evaluate, **run)
+    learned: dict[str, Any] = {"loss": task.loss, "distance": task.distance}
+    taught: float = 0
+    if teacher is not None:
+        learned["teacher"], saved = load_model(teacher)
+        run["settings"]["teacher"] = digest(teacher, "model.safetensors")
+        answers = training_flops(saved["model"], saved["arguments"]) / 3
+        taught = saved.get("training_flops", 0) + config.steps * config.batch_size * answers
+    bank = pretrain(big, task.train, config, smaller=small, evaluate=evaluate, **learned, **run)
     assert bank.source is not None
     prices = [training_flops(model, task.arguments(model, each)) for each in (size, *smaller)]
     drawn = (draw_size(config.seed, step, len(prices), config.full_share) for step in range(config.steps))
@@ -61,7 +72,7 @@ def pretrain_bank(
         "smaller": list(smaller),
         "family": task.family,
         "data": task.name,
-        "training_flops": config.batch_size * sum(prices[index] for index in drawn),
+        "training_flops": config.batch_size * sum(prices[index] for index in drawn) + taught,
     }
     return bank
 

@@ -19,8 +19,9 @@ from weit.convert import extract_bank, kronify
 from weit.engine.config import TrainConfig, is_number, require
 from weit.engine.data import Batches, Data, Inputs
 from weit.engine.loop import check_fit, train
-from weit.engine.objective import Loss, outputs_of
+from weit.engine.objective import Loss, Objective, Supervised
 from weit.engine.seeds import own_randomness
+from weit.engine.soft_targets import SoftTargets
 from weit.masks import Elastic, draw_size
 from weit.nn.factors import KronFactors
 from weit.rules import Rules
@@ -67,6 +68,7 @@ def pretrain(
     bank: TemplateBank | None = None,
     smaller: Sequence[nn.Module] = (),
     teacher: nn.Module | None = None,
+    distance: Loss | None = None,
     rules: Rules | None = None,
     loss: Loss = F.cross_entropy,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
@@ -89,6 +91,7 @@ def pretrain(
         bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified.
         smaller: models of the same family, none larger than ``model`` in anything; only their shapes count.
         teacher: a trained model with the same outputs, to distil from.
+        distance: from the teacher's answers, where outputs are not logits: (outputs, answers) → scalar.
         rules: as for ``kronify``.
         evaluate: full-size model → numbers for the record.
         model_config: how to build ``model`` again, JSON-like; kept as ``bank.source.config``.
@@ -108,13 +111,16 @@ def pretrain(
     with own_randomness(config.seed):
         check_fit(model, Batches(data, config.batch_size), loss)  # while the model is still as it was
         bank = _kronified(model, bank, config, rules)
+        objective: Objective = Supervised(loss)
+        if teacher is not None:
+            objective = SoftTargets(teacher, loss, config.alpha, config.temperature, distance)
         elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
     train(
         elastic,
         data,
         config,
         loss=loss,
-        objective=_Objective(config, loss, teacher),
+        objective=_AtDrawnSize(config, objective),
         evaluate=None if evaluate is None else lambda elastic: evaluate(elastic.model),  # type: ignore[arg-type]
         run_dir=run_dir,
         resume=resume,
@@ -139,34 +145,15 @@ def _check_modules(model: object, smaller: object, teacher: object, bank: object
         raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
 
 
-class _Objective:
-    """The task's loss at the size of the step, and the distance from the teacher's answers."""
+class _AtDrawnSize:
+    """An objective of an elastic model at the size of the step."""
 
-    def __init__(self, config: PretrainConfig, loss: Loss, teacher: nn.Module | None) -> None:
-        self.config, self.loss = config, loss
-        self.teacher = None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
+    def __init__(self, config: PretrainConfig, objective: Objective) -> None:
+        self.config, self.objective = config, objective
 
     def __call__(self, elastic: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         size = draw_size(self.config.seed, step, elastic.sizes, self.config.full_share)  # type: ignore[arg-type]
-        logits = outputs_of(partial(elastic, size=size), inputs)
-        value = self.loss(logits, targets)
-        if self.teacher is None:
-            return value
-        with torch.no_grad():
-            answers = outputs_of(self.teacher.to(logits.device), inputs)
-        return value + self.config.alpha * distillation(logits, answers, self.config.temperature)
-
-
-def distillation(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """``T² KL(softmax(answers / T) ‖ softmax(logits / T))``, the mean over all but the last axis.
-
-    Raises:
-        ValueError: the teacher's ``answers`` have another shape than ``logits``.
-    """
-    if logits.shape != answers.shape:
-        raise ValueError(f"teacher must answer like the model, {tuple(logits.shape)}, got {tuple(answers.shape)}")
-    ours, theirs = ((x / temperature).flatten(0, -2).log_softmax(-1) for x in (logits, answers))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        return self.objective(partial(elastic, size=size), inputs, targets, step)  # type: ignore[arg-type]
 
 
 def _kronified(

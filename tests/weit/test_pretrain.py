@@ -8,7 +8,7 @@ import torch
 import weit
 from tests.weit.toys import SPEC, accuracy, images, pretrained, vit
 from weit.engine import TrainConfig, train
-from weit.pretrain import distillation
+from weit.engine.soft_targets import distillation
 
 CONFIG = weit.PretrainConfig(steps=12, batch_size=16, spec=SPEC, checkpoint_every=4)
 

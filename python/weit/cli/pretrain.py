@@ -30,6 +30,7 @@ class PretrainFlags:
         model: see weit compare --help; the usual one of the family if not given.
         smaller: sizes that the pre-training also runs at; if not given, what of 48x6 32x6 64x3 48x4 32x3 is a part of size,
             none for a model whose sizes have other names.
+        teacher: folder of a trained model that weit train wrote, to distil from.
         resume: go on from the last checkpoint in the folder.
         predict: say what memory and time this would take, and do nothing.
         processes: for predict.
@@ -39,6 +40,7 @@ class PretrainFlags:
     out: Path
     model: str | None = None
     smaller: list[str] | None = None
+    teacher: Path | None = None
     resume: bool = False
     predict: bool = False
     processes: int = 1
@@ -91,7 +93,7 @@ def run(parser: Parser, given: Namespace) -> None:
         print(found.describe(config, flags.processes, flags.tflops * 1e12))
         return
     run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "flags": flags_of(given)}
-    bank = pretrain_bank(task, model, size, smaller, config, **run)
+    bank = pretrain_bank(task, model, size, smaller, config, teacher=flags.teacher, **run)
     if not is_main_process():
         return
     plot_run(flags.out)

@@ -25,6 +25,7 @@ SOURCES = {  # which model each rival takes from
 LEARNED = ("ligo", "tleg", "distillation")
 RIVAL_NAMES = (LONGER, *(name for name in RIVALS if name != SCRATCH))
 ALL = "all"
+TEACHERS = ("none", "source", "small")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class CompareConfig:
         evaluate_every: steps between the points of a learning curve; more in scratch_longer's, which has no more points.
         fit_steps: steps of scaler fitting that a start from the bank takes, and of learning that ligo, tleg and
             distillation take.
-        fit_lrs: learning rates of scaler fitting; each target takes the one after which it is best on validation data.
+        fit_lrs: learning rates of scaler fitting; each target takes the best pair of one and one of lrs, on validation data.
         bank: folder of a pre-trained bank; made if not given.
         source: folder of a trained dense model that weight_selection, tleg and distillation take from; made if needed.
         small: folder of a trained dense model that ligo and bert2bert take from; made if needed.
@@ -60,6 +61,7 @@ class CompareConfig:
         smaller: sizes that the pre-training also runs at; see weit pretrain --help for those it has if not given.
         templates: of each role in the bank.
         template_shape: rows and columns; chosen from the layers' sizes if not given.
+        teacher: what the bank's pre-training distils from: none, or source or small, whose training then counts too.
         source_size: of the source; weight_selection serves targets that are no larger, tleg those of its width.
         small_size: of the small model; ligo and bert2bert serve targets that are no smaller.
         pretrain_steps: of bank, source and small model alike.
@@ -97,6 +99,7 @@ class CompareConfig:
     smaller: list[str] | None = None
     templates: int = 8
     template_shape: tuple[int, int] | None = None
+    teacher: str = "none"
     source_size: str = "96x9"
     small_size: str = "32x3"
     pretrain_steps: int = 600
@@ -125,6 +128,7 @@ class CompareConfig:
             require(self, name, 0 < getattr(self, name) and isfinite(getattr(self, name)), "positive")
         require(self, "full_share", 0 <= self.full_share <= 1, "a share from 0 to 1")
         require(self, "mixed_precision", self.mixed_precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        require(self, "teacher", self.teacher in TEACHERS, f"one of {', '.join(TEACHERS)}")
         if self.rivals == [ALL]:
             object.__setattr__(self, "rivals", list(RIVAL_NAMES))
         require(self, "rivals", set(self.rivals) <= set(RIVAL_NAMES), f"all, or of {', '.join(RIVAL_NAMES)}")

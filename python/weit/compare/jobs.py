@@ -40,13 +40,15 @@ def make_bank(
     size: Size,
     smaller: list[Size],
     settings: dict[str, Any],
+    teacher: str | None = None,
 ) -> dict[str, float]:
-    """Pre-train a bank into ``folder``."""
+    """Pre-train a bank into ``folder``; with ``teacher``, a digest, it distils from the model at ``paths["teacher"]``."""
     settings = {**settings, "spec": BankSpec.of(settings.get("spec", {}))}
     config, loaded = PretrainConfig(**settings), _load(**task)
     progress = _Ticks(report, config)
     started = time.perf_counter()
-    bank = pretrain_bank(loaded, model, size, smaller, config, on_evaluate=progress, progress=False)
+    run: dict[str, Any] = {"teacher": paths.get("teacher"), "on_evaluate": progress, "progress": False}
+    bank = pretrain_bank(loaded, model, size, smaller, config, **run)
     seconds = time.perf_counter() - started
     bank.save_pretrained(folder)
     return {"seconds": seconds, "template_numbers": bank.num_parameters()}
@@ -94,35 +96,19 @@ def make_start(
     return {"seconds": seconds}
 
 
-def try_start(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[str, float | None]:
-    """What one model scores, quickly on the validation split, where ``train_cell`` would begin to train it.
-
-    ``None`` as for ``try_rate``.
-    """
-    try:
-        loaded, _, network = begin_cell(paths, **cell)
-    except FloatingPointError:
-        return {"score": None}
-    return _score(loaded, network.to(_device()))
-
-
 def try_rate(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[str, float | None]:
     """What one model scores, quickly on the validation split, after it was trained from one start as ``train_cell`` does.
 
     ``None`` if its loss or score becomes infinite: too high a learning rate is an answer, and must not end the comparison.
     """
-    loaded, config, network = begin_cell(paths, **cell)
-    network.to(_device())
-    progress = _Ticks(report, config)
     try:
+        loaded, config, network = begin_cell(paths, **cell)
+        network.to(_device())
+        progress = _Ticks(report, config)
         train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     except FloatingPointError:
         return {"score": None}
-    return _score(loaded, network)
-
-
-def _score(task: Task, network: nn.Module) -> dict[str, float | None]:
-    score = task.evaluate(network, "validation", quick=True)[task.metrics[0].name]
+    score = loaded.evaluate(network, "validation", quick=True)[loaded.metrics[0].name]
     return {"score": score if isfinite(score) else None}
 
 

@@ -51,15 +51,18 @@ def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[s
     Raises:
         ValueError, OSError: a folder that was given holds none. RuntimeError: a job failed.
     """
-    needed = [BANK, *(kind for kind in (SOURCE, SMALL) if kind in {SOURCES.get(name) for name in config.rivals})]
+    taken = {SOURCES.get(name) for name in config.rivals} | ({config.teacher} if config.bank is None else set())
+    needed = [BANK, *(kind for kind in (SOURCE, SMALL) if kind in taken)]
     given = {kind: _read(kind, folder) for kind in needed if (folder := getattr(config, kind)) is not None}
     for kind, origin in given.items():
         _check_family(kind, origin, task, model)
-    missing = {kind: _job(kind, config, task, model) for kind in needed if kind not in given}
-    made = pool.run(list(missing.values()), "pre-training")
-    for (kind, job), result in zip(missing.items(), made, strict=True):
-        given[kind] = _read(kind, config.out / job.name, result["seconds"])
-    return given
+    missing = [kind for kind in needed if kind not in given]
+    taught = config.teacher in missing and BANK in missing  # then the bank waits for its teacher
+    for kinds in ([kind for kind in missing if kind != BANK], [BANK]) if taught else (missing,):
+        made = [_job(kind, config, task, model, given.get(config.teacher)) for kind in kinds]
+        for kind, job, result in zip(kinds, made, pool.run(made, "pre-training"), strict=True):
+            given[kind] = _read(kind, config.out / job.name, result["seconds"])
+    return {kind: given[kind] for kind in needed}
 
 
 def common(config: CompareConfig, task: Task, model: str, size: Size) -> dict[str, Any]:
@@ -67,7 +70,8 @@ def common(config: CompareConfig, task: Task, model: str, size: Size) -> dict[st
     return {"task": {**config.task_arguments, "data": task.name}, "model": model, "size": size}
 
 
-def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
+def _job(kind: str, config: CompareConfig, task: Task, model: str, teacher: Origin | None) -> Job:
+    paths: dict[str, Path] = {}
     every = max(1, config.pretrain_steps // 20)
     settings: dict[str, Any] = {
         "steps": config.pretrain_steps,
@@ -82,9 +86,11 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str) -> Job:
         shape = None if config.template_shape is None else list(config.template_shape)
         settings |= {"full_share": config.full_share, "spec": {"templates": config.templates, "template_shape": shape}}
         arguments["smaller"] = config.smaller_sizes
+        if teacher is not None:
+            arguments["teacher"], paths["teacher"] = teacher.digest, teacher.folder
     function = jobs.make_bank if kind == BANK else jobs.make_source
     work = config.pretrain_steps * training_flops(model, task.arguments(model, size))
-    return Job(kind, function, arguments, work=work)
+    return Job(kind, function, arguments, paths, work=work)
 
 
 def _read(kind: str, folder: Path, seconds: float | None = None) -> Origin:

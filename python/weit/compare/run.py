@@ -10,7 +10,7 @@ from weit.compare import jobs
 from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, CompareConfig
 from weit.compare.pool import Job, Pool
 from weit.compare.prepare import BANK, Origin, common, prepare
-from weit.compare.summary import Row, best_lr, kind_of, summarize
+from weit.compare.summary import Rates, Row, best_rates, kind_of, summarize
 from weit.models import create_model
 from weit.models.sizes import parse_size, training_flops
 from weit.rivals import RIVALS
@@ -104,26 +104,26 @@ class _Plan:
         seeds = range(config.seeds)
         chosen = [name for name in config.starts if name != LONGER]
         pairs = [(target, name) for target in self.sizes for name in chosen if (target, name) not in self.absent]
-        begun = self._start_rates(pairs, pool)
-        starts = [self._start(target, seed, begun[target, WEIT]) for target in self.sizes for seed in seeds]
-        fitted = pool.run(starts, "fitting scalers")
-        lrs = self._rates(pairs, begun, pool)
+        rates = self._rates(pairs, pool)
         if LONGER in config.rivals:
-            lrs |= {(target, LONGER): lrs[target, SCRATCH] for target in self.sizes}
-        cells = {
-            (*pair, seed): self.cell(*pair, lr, begun.get(pair), seed) for pair, lr in lrs.items() for seed in seeds
-        }
+            rates |= {(target, LONGER): rates[target, SCRATCH] for target in self.sizes}
+        own = {target: rates[target, WEIT][1] for target in self.sizes}
+        fitted = pool.run(
+            [self._start(each, seed, own[each]) for each in self.sizes for seed in seeds], "fitting scalers"
+        )
+        cells = {(*pair, seed): self.cell(*pair, *each, seed) for pair, each in rates.items() for seed in seeds}
         results = dict(zip(cells, pool.run(list(cells.values()), "seeds"), strict=True))
         rows = []
         for target, size in self.sizes.items():
             present = [name for name in config.starts if (target, name) not in self.absent]
-            outcomes = {name: (lrs[target, name], [results[target, name, seed] for seed in seeds]) for name in present}
-            before = {name: begun[target, name] for name in present if (target, name) in begun}
+            outcomes = {
+                name: (rates[target, name], [results[target, name, seed] for seed in seeds]) for name in present
+            }
             extra = {name: self._extra_steps(target, name) for name in present}
             price = self.item_flops[target] * config.batch_size
             absent = {name: reason for (where, name), reason in self.absent.items() if where == target}
             kind = kind_of(size, self.origins[BANK].arguments, self.origins[BANK].smaller)
-            rows.append(summarize(target, kind, price, outcomes, extra, self.task.metrics, absent, before))
+            rows.append(summarize(target, kind, price, outcomes, extra, self.task.metrics, absent))
         seconds = {kind: origin.seconds for kind, origin in self.origins.items() if origin.seconds is not None}
         return Comparison(
             config,
@@ -136,34 +136,27 @@ class _Plan:
             {**seconds, "fitting": sum(each["seconds"] for each in fitted)},
         )
 
-    def _start_rates(self, pairs: list[tuple[str, str]], pool: Pool) -> dict[tuple[str, str], float]:
-        """The rate at which a start learns before step 0, if it does: that after which it is best, with the first seed."""
-        choices = {pair: rates for pair in pairs if (rates := self._learning_rates(pair[1]))}
-        tried = [(*pair, lr) for pair, rates in choices.items() for lr in rates if len(rates) > 1]
-        pool.run([self._start(target, 0, lr) for target, name, lr in tried if name == WEIT], "fitting scalers")
-        found = pool.run([self._try_start(*key) for key in tried], "rates of learning before step 0")
-        scores = {key: result["score"] for key, result in zip(tried, found, strict=True)}
+    def _rates(self, pairs: list[tuple[str, str]], pool: Pool) -> dict[tuple[str, str], Rates]:
+        """The learning rates of each target and start, while it trains and before: the best of a trial each, first seed."""
+        grids = {pair: [(lr, own) for lr in self.config.lrs for own in self._own_rates(pair[1])] for pair in pairs}
+        tried = [(*pair, *rates) for pair, grid in grids.items() for rates in grid if len(grid) > 1]
+        starts = {(target, own): self._start(target, 0, own) for target, name, _, own in tried if name == WEIT and own}
+        pool.run(list(starts.values()), "fitting scalers")
+        found = pool.run([self._trial(*each) for each in tried], "learning rates")
+        scores = {each: result["score"] for each, result in zip(tried, found, strict=True)}
         metric = self.task.metrics[0]
-        return {pair: best_lr({lr: scores.get((*pair, lr)) for lr in rates}, metric) for pair, rates in choices.items()}
+        return {
+            pair: best_rates({rates: scores.get((*pair, *rates)) for rates in grid}, metric)
+            for pair, grid in grids.items()
+        }
 
-    def _learning_rates(self, name: str) -> list[float]:
-        """What there is to choose from for a start that learns before step 0; empty for the others."""
+    def _own_rates(self, name: str) -> list[float] | list[None]:
+        """What there is to choose from for a start that learns before step 0."""
         config = self.config
-        own = {WEIT: config.fit_lrs, "ligo": config.ligo_lrs}
-        rates = own.get(name, [config.source_lr] if name in LEARNED else [])
+        if name not in (WEIT, *LEARNED):
+            return [None]
+        rates = {WEIT: config.fit_lrs, "ligo": config.ligo_lrs}.get(name, [config.source_lr])
         return rates if config.fit_steps else rates[:1]
-
-    def _rates(
-        self, pairs: list[tuple[str, str]], begun: dict[tuple[str, str], float], pool: Pool
-    ) -> dict[tuple[str, str], float]:
-        """The learning rate of each target and start: the best of a trial each with the first seed."""
-        rates = self.config.lrs
-        if len(rates) == 1:
-            return dict.fromkeys(pairs, rates[0])
-        grid = {(*pair, lr): self._trial(*pair, lr, begun.get(pair)) for pair in pairs for lr in rates}
-        tried = dict(zip(grid, pool.run(list(grid.values()), "learning rates"), strict=True))
-        metric = self.task.metrics[0]
-        return {pair: best_lr({lr: tried[(*pair, lr)]["score"] for lr in rates}, metric) for pair in pairs}
 
     def _pretraining(self, name: str) -> float:
         """Operations that were spent before a target is known."""
@@ -184,7 +177,7 @@ class _Plan:
             fitting *= 1 + self.origins[SOURCES[name]].answer_flops / self.item_flops[target]
         return fitting + share / (self.item_flops[target] * self.config.batch_size)
 
-    def _start(self, target: str, seed: int, lr: float) -> Job:
+    def _start(self, target: str, seed: int, lr: float | None) -> Job:
         config, bank = self.config, self.origins[BANK]
         own = {"steps": config.fit_steps, "lr": lr, "batch_size": config.batch_size, "seed": seed}
         return Job(
@@ -195,13 +188,10 @@ class _Plan:
             work=self.item_flops[target] * config.fit_steps,
         )
 
-    def _try_start(self, target: str, name: str, start_lr: float) -> Job:
-        cell = self.cell(target, name, self.config.lrs[0], start_lr, 0)
-        return replace(cell, name=f"beginnings/{name}/{target}-lr{start_lr:g}", function=jobs.try_start)
-
     def _trial(self, target: str, name: str, peak: float, start_lr: float | None) -> Job:
         cell = self.cell(target, name, peak, start_lr, 0)
-        return replace(cell, name=f"rates/{name}/{target}-lr{peak:g}", function=jobs.try_rate)
+        before = "" if start_lr is None else f"-after-lr{start_lr:g}"
+        return replace(cell, name=f"rates/{name}/{target}-lr{peak:g}{before}", function=jobs.try_rate)
 
     def cell(self, target: str, name: str, peak: float, start_lr: float | None, seed: int) -> Job:
         """Training of one target at the peak rate ``peak`` from a start; ``start_lr``: at which that learned, if it did."""
@@ -210,7 +200,6 @@ class _Plan:
         start: dict[str, Any] = {}
         found: dict[str, Path] = {}
         if name == WEIT:
-            assert start_lr is not None
             begun = self._start(target, seed, start_lr)
             start, found["start"] = begun.arguments, config.out / begun.name
         elif name in SOURCES:

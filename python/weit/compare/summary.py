@@ -12,6 +12,9 @@ from weit.tasks import Metric, Size
 
 Curve = list[tuple[int, float]]
 
+Rates = tuple[float, float | None]
+"""A peak learning rate, and that of what is learned before step 0, if anything is."""
+
 SEEN = "seen"
 """Said of a target whose size the pre-training ran at."""
 
@@ -80,11 +83,11 @@ class Row:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def best_lr(validation: dict[float, float | None], metric: Metric) -> float:
-    """The learning rate with the best score; of equals the smallest, and those at which training blew up are last."""
+def best_rates(validation: Mapping[Rates, float | None], metric: Metric) -> Rates:
+    """The rates with the best score; of equals the smallest, and those at which training blew up are last."""
     sign = -1 if metric.higher else 1
-    scores = {lr: inf if score is None else sign * score for lr, score in validation.items()}
-    return min(scores, key=lambda lr: (scores[lr], lr))
+    scores = {rates: inf if score is None else sign * score for rates, score in validation.items()}
+    return min(scores, key=lambda rates: (scores[rates], rates[0], rates[1] or 0))
 
 
 def spread(values: list[float]) -> float:
@@ -96,24 +99,22 @@ def summarize(
     target: str,
     kind: str,
     flops: int,
-    cells: dict[str, tuple[float, list[dict[str, Any]]]],
+    cells: dict[str, tuple[Rates, list[dict[str, Any]]]],
     extra_steps: dict[str, float],
     metrics: tuple[Metric, ...],
     absent: dict[str, str] | None = None,
-    start_lrs: Mapping[str, float] | None = None,
 ) -> Row:
-    """The row of one target; ``cells``: start -> its learning rate and the result of each seed's cell."""
+    """The row of one target; ``cells``: start -> its learning rates and the result of each seed's cell."""
     metric, *more = metrics
     final = fmean(cell["curve"][-1][1] for cell in cells["scratch"][1])  # measured like the other points
     outcomes = {}
-    for name, (lr, results) in cells.items():
+    for name, ((lr, start_lr), results) in cells.items():
         curve = _mean_curve([cell["curve"] for cell in results])
         reached = next((step for step, score, _ in curve if not metric.better(final, score)), None)
         tests, *others = (
             [cell["test"][each.name] for cell in results if each.name in cell["test"]] for each in metrics
         )
         named = {each.name: found for each, found in zip(more, others, strict=True)}
-        start_lr = (start_lrs or {}).get(name)
         outcomes[name] = Outcome(name, lr, tests, named, curve, extra_steps[name], reached, metric, start_lr)
     return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes, absent or {})
 

@@ -18,7 +18,7 @@ from weit.tasks import Metric
 
 _PATHS = ("out", "root", "bank", "source", "small")
 _SHOWN = ("steps", "batch_size", "lrs", "seeds", "fit_steps", "size", "smaller", "templates", "template_shape",
-          "source_size", "small_size", "pretrain_steps", "pretrain_lr", "full_share", "source_lr",
+          "source_size", "small_size", "pretrain_steps", "pretrain_lr", "full_share", "teacher", "source_lr",
           "fit_lrs", "ligo_lrs", "evaluate_every", "mixed_precision")  # fmt: skip
 
 

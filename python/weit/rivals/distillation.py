@@ -10,8 +10,9 @@ from torch import nn
 
 from weit.engine.data import Data
 from weit.engine.objective import Loss
+from weit.engine.soft_targets import SoftTargets
 from weit.rivals.layers import require_source
-from weit.rivals.learning import SoftTargets, learn
+from weit.rivals.learning import learn
 
 
 def initialize_like(

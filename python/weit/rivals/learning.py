@@ -1,9 +1,7 @@
-"""What the rivals that learn have in common: a model made of learned parts, soft targets, a few steps of training."""
+"""What the rivals that learn have in common: a model made of learned parts, a few steps of training."""
 
 from __future__ import annotations
 
-import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weit.engine.config import TrainConfig
-from weit.engine.data import Data, Inputs
+from weit.engine.data import Data
 from weit.engine.loop import train
-from weit.engine.objective import Loss, Objective, outputs_of
-from weit.pretrain import distillation
+from weit.engine.objective import Loss, Objective
 
 
 class Composed(nn.Module):
@@ -36,32 +33,6 @@ class Composed(nn.Module):
         with torch.autocast(inputs[0].device.type, enabled=False):  # norms take no parameters of 16 bits
             state = self.compose()
         return functional_call(self._skeleton[0], state, inputs)
-
-
-class SoftTargets:
-    """An objective for ``weit.engine.train``: the loss, and ``alpha`` times the distance from a teacher's answers.
-
-    The distance is ``T² KL`` between the two as logits, unless another is given.
-
-    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network".
-    """
-
-    def __init__(
-        self, teacher: nn.Module, loss: Loss, alpha: float, temperature: float, distance: Loss | None = None
-    ) -> None:
-        if not 0 <= alpha < float("inf"):
-            raise ValueError(f"alpha must be from 0, got {alpha!r}")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be positive, got {temperature!r}")
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.loss, self.alpha = loss, alpha
-        self.distance = distance or partial(distillation, temperature=temperature)
-
-    def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
-        logits = outputs_of(model, inputs)
-        with torch.no_grad():
-            answers = outputs_of(self.teacher.to(logits.device), inputs)
-        return self.loss(logits, targets) + self.alpha * self.distance(logits, answers)
 
 
 def learn(

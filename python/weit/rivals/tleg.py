@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from weit.engine.data import Data
 from weit.engine.objective import Loss
+from weit.engine.soft_targets import SoftTargets
 from weit.rivals.axes import require_fit
 from weit.rivals.layers import common_blocks, require_source, stack_blocks, unstack_blocks
-from weit.rivals.learning import Composed, SoftTargets, learn
+from weit.rivals.learning import Composed, learn
 
 
 def initialize_like(

@@ -103,6 +103,21 @@ def test_the_config_of_a_run_gives_it_again(bank: Path, tmp_path: Path) -> None:
             assert (tmp_path / command / file).read_bytes() == (folder / file).read_bytes()
 
 
+def test_a_bank_learns_from_a_teacher(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--size", "16x1", "--out", tmp_path / "teacher", *TINY) == 0
+    flags = ["--size", "32x2", "--smaller", "16x1", *TINY]
+    assert run("pretrain", "--teacher", tmp_path / "teacher/model", "--out", tmp_path / "run", *flags) == 0
+    taught, alone = (weit.TemplateBank.from_pretrained(folder) for folder in (tmp_path / "run/bank", bank))
+    assert not torch.equal(taught["q"], alone["q"])
+    costs = [each.source.config["training_flops"] for each in (taught, alone)]
+    teacher = json.loads((tmp_path / "teacher/model/config.json").read_text())["training_flops"]
+    assert costs[0] - costs[1] == pytest.approx(
+        teacher * 4 / 3
+    )  # as many answers as it took steps, each a third of one
+    assert run("pretrain", "--out", tmp_path / "run", *flags, "--resume") == 1
+    assert "config differs" in capsys.readouterr().err
+
+
 def test_init_again_replaces_the_record_of_fitting(bank: Path, tmp_path: Path) -> None:
     names = {"config.json", "config.yaml", "model.safetensors"}
     assert run("init", "--bank", bank, "--steps", 2, "--out", tmp_path / "start") == 0

@@ -1,6 +1,7 @@
 """A miniature comparison, its jobs run in this process, so that what they get and give can be seen."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_every_target_and_initializer_has_an_outcome(compared):
 def test_rates_are_chosen_on_validation_data_with_the_first_seed(compared):
     config, comparison, ran = compared
     for row in comparison.rows:
-        for name in ("scratch", "weight_selection", "weit"):
+        for name in ("scratch", "weight_selection"):
             found = {lr: ran[f"rates/{name}/{row.target}-lr{lr:g}"][1]["score"] for lr in config.lrs}
             assert row.outcomes[name].lr == max(found, key=lambda lr: (found[lr], -lr))
         assert row.outcomes["scratch_longer"].lr == row.outcomes["scratch"].lr
@@ -101,7 +102,8 @@ def test_all_initializers_get_the_same_rates_schedule_and_data(compared):
             assert (settings["steps"], settings["batch_size"]) == (5, 8)
         if name.startswith("rates/"):
             assert settings["seed"] == 0
-            grids.setdefault(name.split("/")[1], set()).add((name.split("/")[2], settings["lr"]))
+            target = name.split("/")[2].partition("-")[0]
+            grids.setdefault(name.split("/")[1], set()).add((target, settings["lr"]))
     assert grids["scratch"] == grids["weight_selection"] == grids["weit"]
     assert len(grids["weit"]) == len(TARGETS) * len(config.lrs)
 
@@ -335,20 +337,30 @@ def ignore(share):
     pass
 
 
-def test_the_rate_before_step_0_is_the_best_on_validation_data(compared, prepared):
+def test_rates_before_and_after_step_0_are_chosen_together(compared):
     config, comparison, ran = compared
-    task = load_task("digits")
     for row in comparison.rows:
-        scores = {}
-        for lr in config.fit_lrs:
-            network, _ = load_model(prepared / "starts" / f"{row.target}-lr{lr:g}-seed0")
-            scores[lr] = task.evaluate(network, "validation", quick=True)["accuracy"]
-            assert ran[f"beginnings/weit/{row.target}-lr{lr:g}"][1] == {"score": scores[lr]}
-        assert scores[row.outcomes["weit"].start_lr] == max(scores.values())
+        chosen = row.outcomes["weit"]
+        scores = {
+            (lr, own): ran[f"rates/weit/{row.target}-lr{lr:g}-after-lr{own:g}"][1]["score"]
+            for lr in config.lrs
+            for own in config.fit_lrs
+        }
+        assert scores[chosen.lr, chosen.start_lr] == max(scores.values())
         assert row.outcomes["scratch"].start_lr is None
 
 
-def test_one_rate_before_step_0_is_not_tried(rivals):
-    comparison, ran = rivals
-    assert not any("ligo" in name for name in ran if name.startswith("beginnings/"))
-    assert [row.outcomes["ligo"].start_lr for row in comparison.rows] == [5e-3, 5e-3]
+def test_the_bank_may_learn_from_a_teacher(prepared, tmp_path):
+    config = CompareConfig(
+        out=tmp_path, small=prepared / "small", size="32x2", smaller=["16x1"], targets=["16x1"], teacher="small",
+        rivals=[], lrs=[1e-3], fit_lrs=[1e-3], seeds=1, steps=2, batch_size=8, fit_steps=0, pretrain_steps=4,
+    )  # fmt: skip
+    pool = Here(tmp_path)
+    taught = compare(config, pool)
+    job, _ = pool.ran["bank"]
+    assert job.paths["teacher"] == prepared / "small"
+    alone = compare(replace(config, out=tmp_path / "alone", teacher="none"), Here(tmp_path / "alone"))
+    banks = [TemplateBank.from_pretrained(folder / "bank") for folder in (tmp_path, tmp_path / "alone")]
+    assert not torch.equal(banks[0]["q"], banks[1]["q"])
+    teacher, answers = load_model(prepared / "small")[1]["training_flops"], 4 * 8 * flops("16x1") / 3
+    assert taught.pretraining["weit"] - alone.pretraining["weit"] == pytest.approx(teacher + answers)

@@ -1,6 +1,6 @@
 import pytest
 
-from weit.compare.summary import Outcome, best_lr, kind_of, summarize
+from weit.compare.summary import Outcome, best_rates, kind_of, summarize
 from weit.tasks import Metric
 
 ACCURACY = Metric("accuracy", "accuracy, %", scale=100.0, digits=1)
@@ -12,24 +12,26 @@ def cell(*accuracies, every=10):
     return {"curve": curve, "test": {"accuracy": accuracies[-1], "loss": 1 - accuracies[-1]}, "parameters": 5}
 
 
-def test_the_best_rate_is_the_one_with_the_best_validation():
-    assert best_lr({1e-3: 0.5, 2e-3: 0.9, 4e-3: 0.7}, ACCURACY) == 2e-3
-    assert best_lr({1e-3: 0.5, 2e-3: 0.9, 4e-3: 0.7}, LOSS) == 1e-3
-    assert best_lr({1e-3: None, 2e-3: 0.0, 4e-3: 0.7}, ACCURACY) == 4e-3
-    assert best_lr({1e-3: None, 2e-3: 0.9, 4e-3: None}, LOSS) == 2e-3
+def test_the_best_rates_are_those_with_the_best_validation():
+    scores = {(1e-3, None): 0.5, (2e-3, None): 0.9, (4e-3, None): 0.7}
+    assert best_rates(scores, ACCURACY) == (2e-3, None)
+    assert best_rates(scores, LOSS) == (1e-3, None)
+    assert best_rates({(1e-3, 1.0): None, (1e-3, 2.0): 0.0, (4e-3, 1.0): 0.7}, ACCURACY) == (4e-3, 1.0)
+    assert best_rates({(1e-3, 1.0): None, (1e-3, 2.0): 0.9, (4e-3, 1.0): None}, LOSS) == (1e-3, 2.0)
 
 
 @pytest.mark.parametrize("metric", [ACCURACY, LOSS])
 def test_of_equal_rates_the_smallest(metric):
-    assert best_lr({4e-3: 0.9, 1e-3: 0.9, 2e-3: 0.9}, metric) == 1e-3
+    assert best_rates({(4e-3, None): 0.9, (1e-3, None): 0.9, (2e-3, None): 0.9}, metric) == (1e-3, None)
+    assert best_rates({(1e-3, 4e-3): 0.9, (1e-3, 1e-3): 0.9, (2e-3, 1e-3): 0.9}, metric) == (1e-3, 1e-3)
 
 
 @pytest.fixture
 def row():
     cells = {
-        "scratch": (0.004, [cell(0.1, 0.5, 0.7), cell(0.1, 0.3, 0.9)]),
-        "weit": (0.002, [cell(0.4, 0.8, 0.9), cell(0.6, 0.9, 1.0)]),
-        "weight_selection": (0.002, [cell(0.1, 0.2, 0.3), cell(0.1, 0.2, 0.3)]),
+        "scratch": ((0.004, None), [cell(0.1, 0.5, 0.7), cell(0.1, 0.3, 0.9)]),
+        "weit": ((0.002, None), [cell(0.4, 0.8, 0.9), cell(0.6, 0.9, 1.0)]),
+        "weight_selection": ((0.002, None), [cell(0.1, 0.2, 0.3), cell(0.1, 0.2, 0.3)]),
     }
     return summarize(
         "32x2", "narrower", 7, cells, {"scratch": 0.0, "weit": 12.5, "weight_selection": 3.0}, (ACCURACY, LOSS)
@@ -44,7 +46,7 @@ def test_curves_are_means_over_seeds(row):
 
 
 def test_who_cannot_serve_a_target_is_told_apart():
-    cells = {"scratch": (0.004, [cell(0.1, 0.5)])}
+    cells = {"scratch": ((0.004, None), [cell(0.1, 0.5)])}
     assert summarize("32x2", "wider", 7, cells, {"scratch": 0.0}, (ACCURACY,)).absent == {}
     row = summarize("32x2", "wider", 7, cells, {"scratch": 0.0}, (ACCURACY,), {"tleg": "another width"})
     assert (list(row.outcomes), row.absent) == (["scratch"], {"tleg": "another width"})
@@ -54,7 +56,7 @@ def test_where_scratch_ends_is_measured_like_the_other_points():
     """Not by the final score, which a quick measurement may be far from."""
     scratch, weit = cell(0.1, 0.5, 0.9), cell(0.4, 0.8, 0.9)
     scratch["test"], weit["test"] = {"accuracy": 0.6}, {"accuracy": 0.7}
-    cells = {"scratch": (1.0, [scratch]), "weit": (1.0, [weit])}
+    cells = {"scratch": ((1.0, None), [scratch]), "weit": ((1.0, None), [weit])}
     outcomes = summarize("a", "b", 7, cells, {"scratch": 0.0, "weit": 0.0}, (ACCURACY,)).outcomes
     assert (outcomes["weit"].reached, outcomes["weit"].mean) == (20, 0.7)
 
@@ -74,7 +76,7 @@ def test_a_metric_of_which_less_is_better_is_reached_from_above():
     def losses(*values):
         return {"curve": [[i, value] for i, value in enumerate(values)], "test": {"loss": values[-1]}, "parameters": 5}
 
-    cells = {"scratch": (1e-3, [losses(3.0, 2.0, 1.0)]), "weit": (1e-3, [losses(2.0, 0.9, 0.5)])}
+    cells = {"scratch": ((1e-3, None), [losses(3.0, 2.0, 1.0)]), "weit": ((1e-3, None), [losses(2.0, 0.9, 0.5)])}
     outcomes = summarize("32x2", "wider", 7, cells, {"scratch": 0.0, "weit": 0.0}, (LOSS,)).outcomes
     assert (outcomes["scratch"].reached, outcomes["weit"].reached) == (2, 1)
     assert outcomes["weit"].ahead_of(outcomes["scratch"]) == 1
@@ -83,7 +85,9 @@ def test_a_metric_of_which_less_is_better_is_reached_from_above():
 def test_other_metrics_are_kept_by_name_and_a_diverged_run_has_none(row):
     assert row.outcomes["weit"].others == {"loss": pytest.approx([0.1, 0.0])}
     diverged = {**cell(0.1, 0.1), "test": {"accuracy": 0.1}}
-    outcomes = summarize("a", "b", 7, {"scratch": (1.0, [diverged])}, {"scratch": 0.0}, (ACCURACY, LOSS)).outcomes
+    outcomes = summarize(
+        "a", "b", 7, {"scratch": ((1.0, None), [diverged])}, {"scratch": 0.0}, (ACCURACY, LOSS)
+    ).outcomes
     assert (outcomes["scratch"].tests, outcomes["scratch"].others) == ([0.1], {"loss": []})
 
 

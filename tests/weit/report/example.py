@@ -27,7 +27,8 @@ def example(rivals=("scratch_longer", "weight_selection"), pretraining=0.6e12):
                 {"curve": [[0, begin], [20, middle], [40, end]], "test": {"accuracy": end}, "parameters": 1234}
                 for end in finals
             ]
-            cells[name] = {"scratch": 0.008, "scratch_longer": 0.008}.get(name, 0.004), results
+            lr = {"scratch": 0.008, "scratch_longer": 0.008}.get(name, 0.004)
+            cells[name] = (lr, 1e-3 if name == "weit" else None), results
         extra = {name: {"weit": 45.0, "weight_selection": 90.0}.get(name, 0.0) for name in cells}
         rows.append(summarize(target, "some <change>", 5 * 10**9, cells, extra, (ACCURACY,)))
     config = CompareConfig(
