@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ _MARK = "weit-demo.json"  # what tells a demo's folder from anybody else's
 
 @dataclass(frozen=True)
 class DemoConfig(CompareConfig):
-    """A comparison with usual settings for digits.
+    """A comparison with usual settings for digits, and one rate of fitting, so that it takes minutes.
 
     Args:
         fresh: delete what an earlier demo left in the folder, and start over.
@@ -35,6 +35,7 @@ class DemoConfig(CompareConfig):
     """
 
     out: Path = Path("weit-demo")
+    fit_lrs: list[float] = field(default_factory=lambda: [1e-2])
     fresh: bool = False
 
 
