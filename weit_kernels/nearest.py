@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil, prod
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weit_kernels.reference import kron_weight
-from weit_kernels.shapes import LAYOUTS, check_choice, check_finite, check_floating, sizes, whole
+from weit_kernels.shapes import LAYOUTS, as_int, check_choice, check_finite, check_floating, sizes
 
 
 def nearest_kron(
@@ -39,7 +39,7 @@ def nearest_kron(
         TypeError: a weight is no floating tensor, ``template_shape`` no sequence of ints. ValueError: shapes, ``N`` or
             ``layout`` do not fit; a weight on the meta device, NaN or infinity.
     """
-    if not isinstance(weights, Tensor | Sequence):
+    if not isinstance(weights, Tensor | Iterable):
         raise TypeError(f"weights must be a tensor or a sequence of tensors, got {type(weights).__name__}")
     weights = [weights] if isinstance(weights, Tensor) else list(weights)
     N, p, q = _check(weights, N, template_shape, layout)
@@ -96,7 +96,7 @@ def _check(weights: list[Tensor], N: int, template_shape: Sequence[int], layout:
                 f"{tuple(weights[0].shape)} {weights[0].dtype} {weights[0].device}"
             )
         check_finite(f"weights[{i}]", w)
-    count = whole(N)
+    count = as_int(N)
     if count is None or count < 1:
         raise ValueError(f"N must be a positive int, got {N!r}")
     shape = sizes("template_shape", template_shape)

@@ -13,7 +13,7 @@ from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
 from weit_kernels.paths.panel import WORKSPACE_BYTES
 from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
-from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape, sizes, whole
+from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape, as_int, sizes
 
 NEAREST = 4  # how many candidates WEIT_TUNE=1 times
 ROWS_PER_TILE = 128  # on_the_fly makes a weight tile again for so many rows
@@ -155,7 +155,7 @@ def plan(
         TypeError: a shape is no sequence of ints. ValueError: sizes, dtype, device or names do not fit.
         RuntimeError: the path or backend cannot run here.
     """
-    rows = whole(M)
+    rows = as_int(M)
     if rows is None or rows < 0:
         raise ValueError(f"M must be an int, 0 or more, got {M!r}")
     scaler_sizes = sizes("scalers_shape", scalers_shape)

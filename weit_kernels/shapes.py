@@ -6,7 +6,7 @@ what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from operator import index
@@ -51,7 +51,7 @@ class KronShape:
         return (self.out_features, self.in_features) != (self.m * self.p, self.n * self.q)
 
 
-def whole(value: object) -> Any:
+def as_int(value: object) -> Any:
     """``value`` if it is an int or a traced one, the int that a number such as NumPy's stands for, else ``None``."""
     if isinstance(value, (bool, Tensor)):
         return None
@@ -65,7 +65,7 @@ def whole(value: object) -> Any:
 
 def sizes(name: str, shape: object) -> tuple[int, ...]:
     """``shape`` as a tuple, if it is a sequence of positive ints, or of numbers that stand for them."""
-    found = tuple(map(whole, shape)) if isinstance(shape, Sequence) and not isinstance(shape, str) else (None,)
+    found = tuple(map(as_int, shape)) if isinstance(shape, Iterable) else (None,)
     if None in found:
         raise TypeError(f"{name} must be a sequence of ints, got {shape!r}")
     if min(found, default=1) < 1:
@@ -81,13 +81,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_ceil(name: str, value: Any, count: int, size: int, grid: str) -> Any:
     """Check that ``count`` blocks of ``size`` just cover ``value`` features, an int or a traced one; return it."""
-    features = whole(value)
+    features = as_int(value)
     if features is None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    value = features
-    if not (count - 1) * size < value <= count * size:
-        raise ValueError(f"{name} is {value}, but {grid} cover {(count - 1) * size + 1} to {count * size} features")
-    return value
+    if not (count - 1) * size < features <= count * size:
+        raise ValueError(f"{name} is {features}, but {grid} cover {(count - 1) * size + 1} to {count * size} features")
+    return features
 
 
 def check_floating(name: str, tensor: object) -> None:
@@ -213,7 +212,7 @@ def check_conv(
 
 def check_groups(groups: object) -> int:
     """Return ``groups`` as an int; raise ``ValueError`` unless it is a positive one."""
-    number = whole(groups)
+    number = as_int(groups)
     if number is None or number < 1:
         raise ValueError(f"groups must be a positive int, got {groups!r}")
     return number
@@ -221,7 +220,7 @@ def check_groups(groups: object) -> int:
 
 def per_axis(name: str, value: int | Sequence[int], dims: int, least: int) -> tuple[int, ...]:
     """An int, or one int for each spatial axis, none below ``least`` → a tuple of ``dims`` ints."""
-    values = tuple(map(whole, value if isinstance(value, Sequence) else (value,)))
+    values = tuple(map(as_int, value if isinstance(value, Sequence) else (value,)))
     values = values * dims if len(values) == 1 else values
     if len(values) != dims or not all(v is not None and v >= least for v in values):
         raise ValueError(f"{name} must be an int or {dims} ints, none below {least}, got {value!r}")

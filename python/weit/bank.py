@@ -121,8 +121,11 @@ class TemplateBank(KeepsShared):
 
     def __init__(self, templates: Mapping[str, Tensor], layout: str = "block") -> None:
         super().__init__()
-        if not isinstance(templates, Mapping):
-            raise TypeError(f"templates must be a mapping of role names to tensors, got {type(templates).__name__}")
+        try:
+            templates = dict(templates)
+        except (TypeError, ValueError):
+            expected = "a mapping of role names to tensors"
+            raise TypeError(f"templates must be {expected}, got {type(templates).__name__}") from None
         check_choice("layout", layout, LAYOUTS)
         self.layout = layout
         self.source: Source | None = None

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from weit.compare import CompareConfig, Comparison, compare
 from weit.compare.config import WEIT
 from weit.compare.prepare import BANK
+from weit.compare.run import start_name
 from weit.files import atomic_write
 from weit.report import table, verdicts, write_report
 
@@ -72,7 +73,7 @@ def _open_folder(config: DemoConfig) -> None:
 def _same_in_fresh_process(comparison: Comparison) -> str:
     """Initialise the first target once more, by ``weit init`` in another process; says how the weights compare."""
     config, target, lr = comparison.config, comparison.rows[0].target, comparison.rows[0].outcomes[WEIT].start_lr
-    ours, theirs = config.out / "starts" / f"{target}-lr{lr:g}-seed0", config.out / "fresh-init"
+    ours, theirs = config.out / start_name(target, lr or 0.0, 0), config.out / "fresh-init"
     shutil.rmtree(theirs, ignore_errors=True)
     bank = config.bank or config.out / BANK
     flags = ["--bank", bank, "--out", theirs, "--size", target, "--seed", 0,

@@ -15,7 +15,7 @@ from weit.engine.objective import Loss
 from weit.engine.seeds import own_randomness
 from weit.rules import Rules
 from weit.scalers import fit_scalers, lay_out
-from weit_kernels.shapes import whole
+from weit_kernels.shapes import as_int
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,7 +59,8 @@ def initialize(
     if not isinstance(bank, TemplateBank):
         raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
     for name, value in (("steps", steps), ("seed", seed)):
-        if (whole(value) or 0) < 0 or whole(value) is None:
+        number = as_int(value)
+        if number is None or number < 0:
             raise ValueError(f"{name} must be an int from 0, got {value!r}")
     target = copy.deepcopy(model)
     with own_randomness(seed):

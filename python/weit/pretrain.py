@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -18,7 +18,7 @@ from weit.bank import BankSpec, Source, TemplateBank
 from weit.convert import extract_bank, kronify
 from weit.engine.config import TrainConfig, is_number, require
 from weit.engine.data import Batches, Data, Inputs
-from weit.engine.loop import check_fit, train
+from weit.engine.loop import train
 from weit.engine.objective import Loss, Objective, Supervised
 from weit.engine.seeds import own_randomness
 from weit.engine.soft_targets import SoftTargets
@@ -100,60 +100,74 @@ def pretrain(
         The bank, with ``source`` filled: all else that was learned, for ``initialize`` to start from.
 
     Raises:
-        TypeError, ValueError: bad data, rules or sizes, before ``model`` changes; see also ``weit.engine.train``.
+        TypeError, ValueError: bad data, rules or sizes; see also ``weit.engine.train``. After an error before the first
+            loss ``model`` is as it was.
         FloatingPointError: the loss became NaN or infinite. OSError: ``run_dir`` cannot be written.
 
     Source: WeiT (arXiv 2604.14769), constraint-based pre-training with structured masks; distillation as Hinton et al.
     2015, "Distilling the knowledge in a neural network".
     """
     config = PretrainConfig.of(config)
-    _check_modules(model, smaller, teacher, bank)
+    smaller = _check_modules(model, smaller, teacher, bank)
+    children = [(parent, dict(parent._modules)) for parent in model.modules()]
     with own_randomness(config.seed):
-        check_fit(model, Batches(data, config.batch_size), loss)  # while the model is still as it was
+        Batches(data, config.batch_size)  # checks it, while the model is still as it was
         bank = _kronified(model, bank, config, rules)
-        objective: Objective = Supervised(loss)
-        if teacher is not None:
-            objective = SoftTargets(teacher, loss, config.alpha, config.temperature, distance)
-        elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
-    train(
-        elastic,
-        data,
-        config,
-        loss=loss,
-        objective=_AtDrawnSize(config, objective),
-        evaluate=None if evaluate is None else lambda elastic: evaluate(elastic.model),  # type: ignore[arg-type]
-        run_dir=run_dir,
-        resume=resume,
-        progress=progress,
-        find_unused_parameters=True,  # a smaller size leaves out the last layers
-        settings=settings,
-        flags=flags,
-    )
+    base: Objective = Supervised(loss)
+    if teacher is not None:
+        base = SoftTargets(teacher, loss, config.alpha, config.temperature, distance)
+    objective = _AtDrawnSize(config, base)
+    try:
+        with own_randomness(config.seed):
+            elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
+        train(
+            elastic,
+            data,
+            config,
+            loss=loss,
+            objective=objective,
+            evaluate=None if evaluate is None else lambda elastic: evaluate(elastic.model),  # type: ignore[arg-type]
+            run_dir=run_dir,
+            resume=resume,
+            progress=progress,
+            find_unused_parameters=True,  # a smaller size leaves out the last layers
+            settings=settings,
+            flags=flags,
+        )
+    except BaseException:
+        if not objective.begun:  # what does not fit shows when it is used for the first time
+            for parent, before in children:
+                parent._modules.update(before)
+        raise
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
     bank.source = Source(own, dict(model_config or {}))
     return bank
 
 
-def _check_modules(model: object, smaller: object, teacher: object, bank: object) -> None:
+def _check_modules(model: object, smaller: Any, teacher: object, bank: object) -> list[nn.Module]:
     for name, given in (("model", model), ("teacher", teacher)):
         if not isinstance(given, nn.Module) and (name == "model" or given is not None):
             raise TypeError(f"{name} must be an nn.Module, got {type(given).__name__}")
-    if not isinstance(smaller, Sequence) or not all(isinstance(small, nn.Module) for small in smaller):
+    models: list[Any] = list(smaller) if isinstance(smaller, Iterable) else [None]
+    if not all(isinstance(small, nn.Module) for small in models):
         raise TypeError(f"smaller must be a sequence of nn.Modules, got {type(smaller).__name__}")
     if bank is not None and not isinstance(bank, TemplateBank):
         raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
+    return models
 
 
 class _AtDrawnSize:
-    """An objective of an elastic model at the size of the step."""
+    """An objective of an elastic model at the size of the step; ``begun``: whether it has had a value yet."""
 
     def __init__(self, config: PretrainConfig, objective: Objective) -> None:
-        self.config, self.objective = config, objective
+        self.config, self.objective, self.begun = config, objective, False
 
     def __call__(self, elastic: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         size = draw_size(self.config.seed, step, elastic.sizes, self.config.full_share)  # type: ignore[arg-type]
-        return self.objective(partial(elastic, size=size), inputs, targets, step)  # type: ignore[arg-type]
+        value = self.objective(partial(elastic, size=size), inputs, targets, step)  # type: ignore[arg-type]
+        self.begun = True
+        return value
 
 
 def _kronified(

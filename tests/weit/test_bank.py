@@ -191,6 +191,11 @@ def test_bad_templates_name_themselves(templates, layout, error, message):
         TemplateBank(templates, layout)
 
 
+def test_a_parameter_dict_is_a_mapping():
+    parameters = torch.nn.ParameterDict({"q": torch.ones(1, 2, 2)})
+    assert TemplateBank(parameters)["q"] is parameters["q"]
+
+
 def test_spec_from_a_mapping():
     spec = BankSpec.of({"templates": {"q": 4}, "template_shape": {"q": [8, 16]}})
     assert spec == BankSpec(templates={"q": 4}, template_shape={"q": (8, 16)})

@@ -128,10 +128,10 @@ X, Y = images()
     [
         ((X / 0, Y), ValueError, "inputs must be finite"),
         ((X, Y + 1), ValueError, "targets must be below the 4 outputs"),
-        ((X.double(), Y), ValueError, r"data must fit model and loss; items are torch.float64 \(1, 4, 4\)"),
-        ((X.expand(-1, 3, -1, -1), Y), ValueError, "data must fit model and loss"),
-        ((X, Y.int()), ValueError, "data must fit model and loss"),
-        ([(X[:8], Y[:8])] * 2, ValueError, "data must fit model and loss"),
+        ((X.double(), Y), RuntimeError, "type"),
+        ((X.expand(-1, 3, -1, -1), Y), RuntimeError, "channels"),
+        ((X, Y.int()), RuntimeError, "Long"),
+        ([(X[:8], Y[:8])] * 2, RuntimeError, "batched"),
         ({"x": X, "y": Y}, TypeError, "data must be a data set"),
     ],
 )
@@ -140,13 +140,32 @@ def test_bad_data_leaves_the_model_dense(data, error: type[Exception], message: 
     with pytest.raises(error, match=message):
         weit.pretrain(model, data, CONFIG, progress=False)
     assert isinstance(model.blocks[0].attn.q, torch.nn.Linear)
+    weit.pretrain(model, (X, Y), CONFIG, progress=False)  # so it may be tried again
+
+
+def test_a_teacher_that_answers_otherwise_leaves_the_model_dense() -> None:
+    model = vit()
+    with pytest.raises(ValueError, match="teacher must answer like the model"):
+        weit.pretrain(model, (X, Y), CONFIG, teacher=vit(classes=5), progress=False)
+    assert isinstance(model.blocks[0].attn.q, torch.nn.Linear)
+
+
+def test_losses_over_batches_are_given_batches() -> None:
+    sizes = set()
+
+    def loss(logits, targets):
+        sizes.add(len(targets))
+        return torch.nn.functional.cross_entropy(logits, targets)
+
+    weit.pretrain(vit(), (X, Y), CONFIG, loss=loss, progress=False)
+    assert sizes == {16}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"model": None}, "model must be an nn.Module, got NoneType"),
-        ({"smaller": None}, "smaller must be a sequence of nn.Modules, got NoneType"),
+        ({"smaller": 3}, "smaller must be a sequence of nn.Modules, got int"),
         ({"smaller": [None]}, "smaller must be a sequence of nn.Modules"),
         ({"teacher": 3}, "teacher must be an nn.Module, got int"),
         ({"bank": SPEC}, "bank must be a TemplateBank, got dict"),

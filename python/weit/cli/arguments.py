@@ -24,8 +24,11 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser whose errors are one line and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        said = re.sub(r"(required: )\w+\.(\w+)", r"\1--\2", " ".join(message.split()))
-        self.exit(2, f"{self.prog.replace(' [options]', '')}: {said} (--help lists what it takes)\n")
+        prog, said = self.prog.replace(" [options]", ""), " ".join(message.split())
+        if missing := re.search(r"required: (\w+)\.", said):  # seen from above: command.flag_of_it
+            prog, command = f"{prog} {missing[1]}", missing[1]
+            said = re.sub(rf"\b{command}\.(\w+)", lambda flag: f"--{flag[1].replace('_', '-')}", said)
+        self.exit(2, f"{prog}: {said} (--help lists what it takes)\n")
 
 
 def add_fields(parser: Parser, config: type, skip: Collection[str] = ()) -> None:

@@ -1,10 +1,11 @@
-"""Make a dense model of any size from a pre-trained bank; writes model.safetensors, config.json and the record of fitting.
+"""Make a dense model of any size from a pre-trained bank; writes model.safetensors, config.json and how they came about.
 
 The model is of the bank's own family; sizes that are not named are as in the pre-trained model.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.cli.model import DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig
 from weit.engine.config import take_whole
-from weit.engine.run_folder import METRICS
+from weit.engine.run_folder import CHECKPOINTS
 from weit.files import atomic_dir
 from weit.models.folder import write_model
-from weit.report.curves import CURVES, plot_run
+from weit.report.curves import plot_run
 
 RESUME = "nothing was written"
-_OF_FITTING = (METRICS, "tensorboard", "checkpoints", CURVES)  # what an older start in the folder may have more of
+_FITTING = "fitting"  # the record of it, in the model's folder
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ def run(parser: Parser, given: Namespace) -> None:
         {name: value for name, value in bank.source.config["arguments"].items() if name not in of_data}
     )
     fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, "batch_size": flags.batch_size, "seed": flags.seed}
-    with atomic_dir(flags.out, known=_OF_FITTING) as folder:
+    with atomic_dir(flags.out, known=[_FITTING]) as folder:
         if flags.steps:
-            fit["run_dir"] = folder
+            fit["run_dir"] = folder / _FITTING
         network = start_from_bank(task, bank, model, size, **fit, progress=True)
         write_model(network, folder, model, task.arguments(model, size))
         write_flags(folder, given)
-        plot_run(folder)
+        if flags.steps:
+            shutil.rmtree(folder / _FITTING / CHECKPOINTS)  # who fits again begins anew
+            plot_run(folder / _FITTING)
     found = scores(task, network, "validation")
     numbers = sum(parameter.numel() for parameter in network.parameters())
     print(f"{flags.out}: {model} {size}, {numbers:,} parameters; before training: {found}")

@@ -88,6 +88,8 @@ def run(parser: Parser, given: Namespace) -> None:
     size = sizes.or_else({} if ":" in model else SIZE)
     smaller = usual_smaller(size) if flags.smaller is None else [parse_size(each) for each in flags.smaller]
     if flags.predict:
+        if flags.teacher is not None:
+            parser.error("predict counts no teacher; leave it out")
         arguments = [task.arguments(model, each) for each in (size, *smaller)]
         found = predict(model, arguments[0], arguments[1:], config)
         print(found.describe(config, flags.processes, flags.tflops * 1e12))
@@ -96,6 +98,6 @@ def run(parser: Parser, given: Namespace) -> None:
     bank = pretrain_bank(task, model, size, smaller, config, teacher=flags.teacher, **run)
     if not is_main_process():
         return
-    plot_run(flags.out)
     bank.save_pretrained(flags.out / "bank")
+    plot_run(flags.out)
     print(f"{flags.out / 'bank'}: {len(bank.roles)} roles, {bank.num_parameters():,} numbers in templates")

@@ -59,7 +59,7 @@ def run(parser: Parser, given: Namespace) -> None:
     train_dense(task, network, config, **run)
     if not is_main_process():
         return
-    plot_run(flags.out)
     flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, flags.out / "model", model, arguments, training_flops=flops)
+    plot_run(flags.out)
     print(f"{flags.out / 'model'}: {scores(task, network, 'validation', 'test')}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from weit.compare.pool import default_workers
 from weit.engine.config import PRECISIONS, require
-from weit.models.sizes import Size, parse_size, usual_smaller
+from weit.models.sizes import parse_size, usual_smaller
 from weit.rivals import RIVALS
 from weit.tasks import FAMILIES, Task, load_task
 
@@ -132,6 +132,10 @@ class CompareConfig:
         if self.rivals == [ALL]:
             object.__setattr__(self, "rivals", list(RIVAL_NAMES))
         require(self, "rivals", set(self.rivals) <= set(RIVAL_NAMES), f"all, or of {', '.join(RIVAL_NAMES)}")
+        require(self, "teacher", self.teacher == "none" or self.bank is None, "none where a bank is given")
+        if self.smaller is None:
+            usual = usual_smaller(parse_size(self.size))
+            object.__setattr__(self, "smaller", [f"{each['width']}x{each['depth']}" for each in usual])
         for size in (*self.targets, self.size, *(self.smaller or []), self.source_size, self.small_size):
             parse_size(size)
 
@@ -146,10 +150,12 @@ class CompareConfig:
         own = {"image_size": self.image_size, "augment": self.augment}
         return {"data": self.data, "root": root, "family": self.family, **own}
 
-    @property
-    def smaller_sizes(self) -> list[Size]:
-        """What the pre-training runs at beside ``size``."""
-        return usual_smaller(parse_size(self.size)) if self.smaller is None else [parse_size(s) for s in self.smaller]
+    def own_rates(self, name: str) -> list[float] | list[None]:
+        """The rates to choose from at which a start learns before step 0, if it does."""
+        if name not in (WEIT, *LEARNED):
+            return [None]
+        rates = {WEIT: self.fit_lrs, "ligo": self.ligo_lrs}.get(name, [self.source_lr])
+        return rates if self.fit_steps else rates[:1]
 
     @property
     def precision(self) -> dict[str, str]:

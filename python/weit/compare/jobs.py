@@ -87,10 +87,16 @@ def make_start(
     bank: str,
     **settings: Any,
 ) -> dict[str, float]:
-    """Initialise a dense model from the bank at ``paths["bank"]``, whose digest is ``bank``, into ``folder``."""
+    """Initialise a dense model from the bank at ``paths["bank"]``, whose digest is ``bank``, into ``folder``.
+
+    Nothing is written if the loss becomes infinite: ``{"diverged": True}``.
+    """
     loaded, pretrained = _load(**task), TemplateBank.from_pretrained(paths["bank"])
     started = time.perf_counter()
-    network = start_from_bank(loaded, pretrained, model, size, **settings)
+    try:
+        network = start_from_bank(loaded, pretrained, model, size, **settings)
+    except FloatingPointError:
+        return {"seconds": time.perf_counter() - started, "diverged": True}
     seconds = time.perf_counter() - started
     save_model(network, folder, model, loaded.arguments(model, size))
     return {"seconds": seconds}

@@ -79,6 +79,8 @@ class Pool:
         Raises:
             RuntimeError: a job failed or its worker died; results that were finished by then are on disk.
         """
+        if not jobs:  # no bar for nothing
+            return []
         results = {job.name: _read(self._out, job) for job in jobs}
         done = {job.name: float(results[job.name] is not None) for job in jobs}
         waiting = sorted((job for job in jobs if results[job.name] is None), key=lambda job: job.work)

@@ -51,7 +51,7 @@ def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[s
     Raises:
         ValueError, OSError: a folder that was given holds none. RuntimeError: a job failed.
     """
-    taken = {SOURCES.get(name) for name in config.rivals} | ({config.teacher} if config.bank is None else set())
+    taken = {SOURCES.get(name) for name in config.rivals} | {config.teacher}
     needed = [BANK, *(kind for kind in (SOURCE, SMALL) if kind in taken)]
     given = {kind: _read(kind, folder) for kind in needed if (folder := getattr(config, kind)) is not None}
     for kind, origin in given.items():
@@ -85,7 +85,7 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str, teacher: Orig
     if kind == BANK:
         shape = None if config.template_shape is None else list(config.template_shape)
         settings |= {"full_share": config.full_share, "spec": {"templates": config.templates, "template_shape": shape}}
-        arguments["smaller"] = config.smaller_sizes
+        arguments["smaller"] = [parse_size(each) for each in config.smaller or []]
         if teacher is not None:
             arguments["teacher"], paths["teacher"] = teacher.digest, teacher.folder
     function = jobs.make_bank if kind == BANK else jobs.make_source

@@ -78,6 +78,11 @@ def cell_jobs(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], 
     }
 
 
+def start_name(target: str, lr: float, seed: int) -> str:
+    """Where a comparison keeps a model that was initialised from the bank, its scalers fitted at the rate ``lr``."""
+    return f"starts/{target}-lr{lr:g}-seed{seed}"
+
+
 class _Plan:
     """A checked configuration and the jobs that follow from it."""
 
@@ -111,6 +116,8 @@ class _Plan:
         fitted = pool.run(
             [self._start(each, seed, own[each]) for each in self.sizes for seed in seeds], "fitting scalers"
         )
+        if any("diverged" in result for result in fitted):
+            raise RuntimeError("fitting scalers diverged at the rates of fit_lrs; lower ones may help")
         cells = {(*pair, seed): self.cell(*pair, *each, seed) for pair, each in rates.items() for seed in seeds}
         results = dict(zip(cells, pool.run(list(cells.values()), "seeds"), strict=True))
         rows = []
@@ -138,10 +145,16 @@ class _Plan:
 
     def _rates(self, pairs: list[tuple[str, str]], pool: Pool) -> dict[tuple[str, str], Rates]:
         """The learning rates of each target and start, while it trains and before: the best of a trial each, first seed."""
-        grids = {pair: [(lr, own) for lr in self.config.lrs for own in self._own_rates(pair[1])] for pair in pairs}
+        grids = {
+            pair: [(lr, own) for lr in self.config.lrs for own in self.config.own_rates(pair[1])] for pair in pairs
+        }
         tried = [(*pair, *rates) for pair, grid in grids.items() for rates in grid if len(grid) > 1]
         starts = {(target, own): self._start(target, 0, own) for target, name, _, own in tried if name == WEIT and own}
-        pool.run(list(starts.values()), "fitting scalers")
+        fitted = pool.run(list(starts.values()), "fitting scalers at each rate")
+        lost = {key for key, result in zip(starts, fitted, strict=True) if "diverged" in result}
+        tried = [
+            (target, name, lr, own) for target, name, lr, own in tried if name != WEIT or (target, own) not in lost
+        ]
         found = pool.run([self._trial(*each) for each in tried], "learning rates")
         scores = {each: result["score"] for each, result in zip(tried, found, strict=True)}
         metric = self.task.metrics[0]
@@ -149,14 +162,6 @@ class _Plan:
             pair: best_rates({rates: scores.get((*pair, *rates)) for rates in grid}, metric)
             for pair, grid in grids.items()
         }
-
-    def _own_rates(self, name: str) -> list[float] | list[None]:
-        """What there is to choose from for a start that learns before step 0."""
-        config = self.config
-        if name not in (WEIT, *LEARNED):
-            return [None]
-        rates = {WEIT: config.fit_lrs, "ligo": config.ligo_lrs}.get(name, [config.source_lr])
-        return rates if config.fit_steps else rates[:1]
 
     def _pretraining(self, name: str) -> float:
         """Operations that were spent before a target is known."""
@@ -178,10 +183,11 @@ class _Plan:
         return fitting + share / (self.item_flops[target] * self.config.batch_size)
 
     def _start(self, target: str, seed: int, lr: float | None) -> Job:
+        assert lr is not None
         config, bank = self.config, self.origins[BANK]
         own = {"steps": config.fit_steps, "lr": lr, "batch_size": config.batch_size, "seed": seed}
         return Job(
-            name=f"starts/{target}-lr{lr:g}-seed{seed}",
+            name=start_name(target, lr, seed),
             function=jobs.make_start,
             arguments={**self._common(target), "bank": bank.digest, **own, **config.precision},
             paths={"bank": bank.folder},

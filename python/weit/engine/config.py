@@ -8,7 +8,7 @@ from math import cos, inf, pi
 from numbers import Real
 from typing import Any, TypeVar
 
-from weit_kernels.shapes import whole
+from weit_kernels.shapes import as_int
 
 Config = TypeVar("Config", bound="TrainConfig")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -69,10 +69,10 @@ class TrainConfig:
             take_whole(self, name, 1)
         for name in ("evaluate_every", "checkpoint_every", "seed", "workers"):
             take_whole(self, name, 0)
-        require(self, "lr", is_number(self.lr) and 0 < self.lr < inf, "positive")
+        require(self, "lr", is_number(self.lr) and 0 < self.lr < inf, "a positive number")
         clip = self.clip_norm
-        require(self, "clip_norm", clip is None or (is_number(clip) and 0 < clip < inf), "positive, or None")
-        require(self, "weight_decay", is_number(self.weight_decay) and 0 <= self.weight_decay < inf, "from 0")
+        require(self, "clip_norm", clip is None or (is_number(clip) and 0 < clip < inf), "a positive number or None")
+        require(self, "weight_decay", is_number(self.weight_decay) and 0 <= self.weight_decay < inf, "a number from 0")
         require(self, "warmup", is_number(self.warmup) and 0 <= self.warmup <= 1, "a share from 0 to 1")
         pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2
         require(self, "betas", pair and all(is_number(b) and 0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
@@ -113,7 +113,7 @@ class TrainConfig:
 
 def take_whole(config: object, name: str, least: int) -> None:
     """Keep the field ``name`` as an int, where it stands for one; raise ``ValueError`` unless it is one from ``least``."""
-    number = whole(getattr(config, name))
+    number = as_int(getattr(config, name))
     require(config, name, number is not None and number >= least, "a positive int" if least else "an int from 0")
     object.__setattr__(config, name, number)
 

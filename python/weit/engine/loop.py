@@ -77,6 +77,8 @@ def train(
     config = TrainConfig.of(config)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of outputs and targets, got {type(loss).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model has no parameter that requires gradients")
     if resume and run_dir is None:
@@ -93,7 +95,8 @@ def train(
         here = {"rank": processes.rank, "world": processes.count}
         batches = Batches(data, config.batch_size, seed=config.seed, workers=config.workers, **here)
         model.to(processes.accelerator.device)
-        check_fit(model, batches, loss, loss_counts=objective is None)
+        if loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss):
+            _limit_labels(model, batches, processes.accelerator.device)
         if run_dir is None:
             return batches, None
         known = {**(settings or {}), **asdict(config), "items": batches.count}
@@ -247,29 +250,12 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
 
 
-def check_fit(model: nn.Module, batches: Batches, loss: Loss, *, loss_counts: bool = True) -> None:
-    """Run the first item through ``model``, which stays as it is, and through ``loss`` if that counts.
-
-    Where the loss is cross-entropy, ``batches`` is told to refuse labels beyond the outputs.
-
-    Raises:
-        TypeError: ``loss`` is no function. ValueError: model, loss and data do not fit together.
-    """
-    if not callable(loss):
-        raise TypeError(f"loss must be a function of outputs and targets, got {type(loss).__name__}")
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training, (inputs, targets) = model.training, batches.batch(0)
-    labels = loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
-    model.eval()  # batch norms that learn refuse a single item
-    try:
-        with torch.no_grad():
-            outputs = outputs_of(model, tuple(tensor[:1].to(device) for tensor in tensors_of(inputs)))
-            if labels and outputs.dim() == 2 and not targets.is_floating_point():
-                batches.limit_labels(outputs.shape[1])
-            if loss_counts:
-                loss(outputs, targets[:1].to(device))
-    except (RuntimeError, IndexError) as error:
-        shapes = ", ".join(f"{each.dtype} {tuple(each.shape[1:])}" for each in (*tensors_of(inputs), targets))
-        raise ValueError(f"data must fit model and loss; items are {shapes}: {error}") from error
-    finally:
-        model.train(training)
+def _limit_labels(model: nn.Module, batches: Batches, device: torch.device) -> None:
+    inputs, targets = batches.batch(0)
+    if targets.is_floating_point():
+        return
+    model.eval()
+    with torch.no_grad():
+        logits = outputs_of(model, tuple(tensor[:1].to(device) for tensor in tensors_of(inputs)))
+    if logits.dim() == 2:
+        batches.limit_labels(logits.shape[1])

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: ``config.yaml``, ``metrics.jsonl``, TensorBoard events and checkpoints."""
+"""What a run leaves on disk: its settings, ``metrics.jsonl``, TensorBoard events and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weit.engine.processes import Processes
 from weit.files import atomic_write
 
 Record = dict[str, float]
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 
 
 class RunFolder:
@@ -25,8 +25,8 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing.
-        config: what the run depends on, JSON-like; a checkpoint is continued with the same, but for what only bears on how
-            it is computed (``weit.engine.config.HOW``).
+        config: what the run depends on, JSON-like, kept in ``settings.json``; a continued run must have the same, but for
+            what only bears on how it is computed (``weit.engine.config.HOW``).
         flags: what ``config.yaml`` holds in place of ``config``: how the command line was called.
         resume: continue from the last checkpoint, or from the start if the run was stopped before its first one; else
             begin a run that must not be there yet.
@@ -38,7 +38,7 @@ class RunFolder:
 
     Raises:
         FileExistsError: ``path`` holds a run already and ``resume`` is false.
-        ValueError: nothing to continue, a checkpoint of another config, or a damaged one.
+        ValueError: nothing to continue, another config, or a damaged checkpoint.
         OSError: the folder cannot be written.
     """
 
@@ -55,17 +55,14 @@ class RunFolder:
         self._config: dict[str, Any] = json.loads(json.dumps(config))
         self._flags = self._config if flags is None else dict(flags)
         self._keep = keep
-        self._checkpoints, self._metrics = self.path / "checkpoints", self.path / METRICS
-        self._settings = self.path / CONFIG
+        self._checkpoints, self._metrics = self.path / CHECKPOINTS, self.path / METRICS
+        self._settings = self.path / "settings.json"
         self.checkpoint: Checkpoint | None = None
         self.history: list[Record] = []
         if resume:
             self.checkpoint = self._latest()
-            if self.checkpoint is not None:
-                self._compare(self.checkpoint.state["config"])
-                self.history = read_records(self._metrics, self.checkpoint.step)
-            elif not self._settings.exists():
-                raise ValueError(f"nothing to resume: no checkpoint in {self._checkpoints}, nor {self._settings}")
+            self._compare(self._read_settings() if self.checkpoint is None else self.checkpoint.state["config"])
+            self.history = read_records(self._metrics, self.checkpoint.step) if self.checkpoint else []
         elif self._metrics.exists() or checkpoints(self._checkpoints):
             raise FileExistsError(f"run_dir holds a run already: {self.path}; resume it, or name another folder")
 
@@ -73,7 +70,8 @@ class RunFolder:
         """Write the config and the records up to the checkpoint, and begin to take records."""
         from torch.utils.tensorboard import SummaryWriter  # half a second that runs without a folder need not spend
 
-        atomic_write(self._settings, yaml.safe_dump(self._flags, sort_keys=False))
+        atomic_write(self._settings, json.dumps(self._config, indent=1) + "\n")
+        atomic_write(self.path / CONFIG, yaml.safe_dump(self._flags, sort_keys=False))
         atomic_write(self._metrics, "".join(map(_line, self.history)))
         self._file = self._metrics.open("a")
         # What comes after the checkpoint will be written again; TensorBoard is told to forget it.
@@ -113,6 +111,17 @@ class RunFolder:
         except ValueError as error:
             older = f"; {found[-2]} is older: remove the damaged one to continue from there" if found[1:] else ""
             raise ValueError(f"{error}{older}") from error
+
+    def _read_settings(self) -> dict[str, Any]:
+        try:
+            saved = json.loads(self._settings.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"nothing to resume: no checkpoint in {self._checkpoints}, nor {self._settings}") from None
+        except ValueError as error:
+            raise ValueError(f"{self._settings} is damaged: {error}") from error
+        if not isinstance(saved, dict):
+            raise ValueError(f"{self._settings} is damaged: it holds no settings")
+        return saved
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
         names = sorted((self._config.keys() | saved.keys()) - set(HOW))

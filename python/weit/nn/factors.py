@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from weit.nn.init import default_template_size, nearest_scalers, reset_scalers, reset_templates
 from weit.nn.sharing import KeepsShared
 from weit_kernels import kron_weight, nearest_kron
-from weit_kernels.shapes import LAYOUTS, PATHS, check_choice, check_finite, check_floating, whole
+from weit_kernels.shapes import LAYOUTS, PATHS, as_int, check_choice, check_finite, check_floating
 
 Dense = TypeVar("Dense", bound=nn.Module)
 Layer = TypeVar("Layer", bound="KronFactors")
@@ -126,7 +126,7 @@ def take_bias(layer: KronFactors, bias: Tensor | None) -> None:
 
 def check_size(name: str, value: Any, expected: str = "an int") -> int:
     """Return ``value`` if it is a positive int, or a number that stands for one, such as NumPy's."""
-    number = whole(value)
+    number = as_int(value)
     if number is None:
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     if number < 1:

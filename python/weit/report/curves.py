@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from weit.engine.run_folder import METRICS, read_records
+from weit.files import atomic_write
 
 CURVES = "curves.png"
 
@@ -32,5 +34,7 @@ def plot_run(folder: Path) -> Path | None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     path = folder / CURVES
-    figure.savefig(path)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    atomic_write(path, drawn.getvalue())
     return path

@@ -33,20 +33,25 @@ def read_results(path: Path) -> tuple[Comparison, dict[str, str]]:
         machine = found.pop("machine")
         config = {name: None if value is None else Path(value) if name in _PATHS else value
                   for name, value in found.pop("config").items()}  # fmt: skip
+        for name in ("fit_lr", "ligo_lr"):  # there was one of each before several could be tried
+            if name in config:
+                config[f"{name}s"] = [config[name]]
         known = {each.name for each in fields(CompareConfig)}
         metrics = tuple(Metric(**metric) for metric in found.pop("metrics"))
-        rows = [_row(row, metrics[0]) for row in found.pop("rows")]
         kept: dict[str, Any] = {name: value for name, value in config.items() if name in known}
-        return Comparison(CompareConfig(**kept), metrics=metrics, rows=rows, **found), machine
+        settings = CompareConfig(**kept)
+        rows = [_row(row, metrics[0], settings) for row in found.pop("rows")]
+        return Comparison(settings, metrics=metrics, rows=rows, **found), machine
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no results of a comparison: {error}") from error
 
 
-def _row(row: dict[str, Any], metric: Metric) -> Row:
+def _row(row: dict[str, Any], metric: Metric, config: CompareConfig) -> Row:
     outcomes = {}
     for name, outcome in row["outcomes"].items():
+        only = config.own_rates(name)[0]  # older results do not say it
         curve = [tuple(point) for point in outcome["curve"]]
-        outcomes[name] = Outcome(**{**outcome, "curve": curve, "metric": metric})
+        outcomes[name] = Outcome(**{"start_lr": only, **outcome, "curve": curve, "metric": metric})
     return Row(**{**row, "outcomes": outcomes})
 
 

@@ -88,7 +88,16 @@ def verdicts(comparison: Comparison) -> list[str]:
     if LONGER in config.rivals:
         lines.append(_standing(comparison, LONGER, "Against scratch that was trained longer, for the same total work"))
     lines = [line for line in lines if line]
-    return [*lines, *_means(comparison), *_speed(rows), _price(comparison), *_edges(comparison), *_absences(rows)]
+    chosen = [_before(comparison, name) for name in config.starts if len(config.own_rates(name)) > 1]
+    found = [*_means(comparison), *_speed(rows), _price(comparison), *_edges(comparison), *chosen, *_absences(rows)]
+    return [*lines, *found]
+
+
+def _before(comparison: Comparison, name: str) -> str:
+    rates = {row.target: row.outcomes[name].start_lr for row in comparison.rows if name in row.outcomes}
+    tried = ", ".join(f"{rate:g}" for rate in comparison.config.own_rates(name) if rate is not None)
+    taken = ", ".join(f"{rate:g} ({target})" for target, rate in rates.items() if rate is not None)
+    return f"Before step 0 {LABELS[name]} learned at the best rate of {tried} on validation data: {taken}."
 
 
 def _absences(rows: list[Row]) -> list[str]:

@@ -99,7 +99,8 @@ def test_the_config_of_a_run_gives_it_again(bank: Path, tmp_path: Path) -> None:
     files = {"pretrain": (bank.parent, "bank/bank"), "init": (start, "model"), "train": (trained, "model/model")}
     for command, (folder, name) in files.items():
         assert run(command, "--config", folder / "config.yaml", "--out", tmp_path / command) == 0
-        for file in ("metrics.jsonl", f"{name}.safetensors"):
+        record = "fitting/metrics.jsonl" if command == "init" else "metrics.jsonl"
+        for file in (record, f"{name}.safetensors"):
             assert (tmp_path / command / file).read_bytes() == (folder / file).read_bytes()
 
 
@@ -121,7 +122,9 @@ def test_a_bank_learns_from_a_teacher(bank: Path, tmp_path: Path, capsys: pytest
 def test_init_again_replaces_the_record_of_fitting(bank: Path, tmp_path: Path) -> None:
     names = {"config.json", "config.yaml", "model.safetensors"}
     assert run("init", "--bank", bank, "--steps", 2, "--out", tmp_path / "start") == 0
-    assert {path.name for path in (tmp_path / "start").iterdir()} > names
+    assert {path.name for path in (tmp_path / "start").iterdir()} == {*names, "fitting"}
+    found = {path.name for path in (tmp_path / "start/fitting").iterdir()}
+    assert found == {"config.yaml", "settings.json", "metrics.jsonl", "tensorboard", "curves.png"}
     assert run("init", "--bank", bank, "--steps", 0, "--out", tmp_path / "start") == 0
     assert {path.name for path in (tmp_path / "start").iterdir()} == names
 
@@ -170,8 +173,8 @@ def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture
 
 def test_a_missing_flag_is_named_as_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run("train")
-    assert ": the following arguments are required: --out (" in capsys.readouterr().err
+        run("init")
+    assert capsys.readouterr().err.startswith("weit init: the following arguments are required: --bank, --out (")
 
 
 def test_a_damaged_bank_is_named(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

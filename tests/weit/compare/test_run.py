@@ -9,6 +9,7 @@ import torch
 from tests.weit.tasks.test_classification import write_fashion_mnist
 from weit.bank import TemplateBank
 from weit.compare import CompareConfig, compare, jobs
+from weit.compare.run import start_name
 from weit.engine.processes import Processes
 from weit.models import load_model
 from weit.models.sizes import training_flops
@@ -126,21 +127,20 @@ def test_work_before_step_0_is_counted(compared, prepared):
 def test_cells_start_where_their_initializer_says(compared, prepared):
     _, comparison, ran = compared
     for target, row in zip(TARGETS, comparison.rows, strict=True):
-        start, _ = load_model(prepared / "starts" / f"{target}-lr{row.outcomes['weit'].start_lr:g}-seed1")
+        start, _ = load_model(prepared / start_name(target, row.outcomes["weit"].start_lr, 1))
         assert not any("scalers" in name for name in start.state_dict())
         (job, result) = next(ran[name] for name in ran if name.startswith(f"cells/weit/{target}") and "seed1" in name)
         assert result["curve"][0] == [0, load_task("digits").evaluate(start, "test")["accuracy"]]
         assert result["curve"][-1] == [5, pytest.approx(result["test"]["accuracy"])]
-        assert job.paths["start"] == prepared / "starts" / f"{target}-lr{row.outcomes['weit'].start_lr:g}-seed1"
+        assert job.paths["start"] == prepared / start_name(target, row.outcomes["weit"].start_lr, 1)
 
 
 def test_another_bank_or_another_fitting_makes_other_cells(compared, prepared):
     """What a result on disk is recognised by follows from everything that went into it."""
-    config, _, ran = compared
-    name = next(name for name in ran if name.startswith("cells/weit/"))
+    config, comparison, ran = compared
+    name = next(name for name in ran if name.startswith(f"cells/weit/{TARGETS[0]}"))
     start = ran[name][0].arguments["start"]
-    assert start["steps"] == config.fit_steps
-    assert start["lr"] in config.fit_lrs
+    assert (start["steps"], start["lr"]) == (config.fit_steps, comparison.rows[0].outcomes["weit"].start_lr)
     assert len(start["bank"]) == 128
     rival = next(name for name in ran if name.startswith("cells/weight_selection/"))
     assert len(ran[rival][0].arguments["start"]["source"]) == 64
@@ -364,3 +364,13 @@ def test_the_bank_may_learn_from_a_teacher(prepared, tmp_path):
     assert not torch.equal(banks[0]["q"], banks[1]["q"])
     teacher, answers = load_model(prepared / "small")[1]["training_flops"], 4 * 8 * flops("16x1") / 3
     assert taught.pretraining["weit"] - alone.pretraining["weit"] == pytest.approx(teacher + answers)
+
+
+def test_a_rate_of_fitting_that_diverges_is_an_answer(prepared, tmp_path):
+    config = CompareConfig(
+        out=tmp_path, bank=prepared / "bank", targets=["16x1"], rivals=[], lrs=[1e-3], fit_lrs=[1e-3, 1e30],
+        seeds=1, steps=2, batch_size=8, fit_steps=4,
+    )  # fmt: skip
+    assert compare(config, Here(tmp_path)).rows[0].outcomes["weit"].start_lr == 1e-3
+    with pytest.raises(RuntimeError, match="fitting scalers diverged at the rates of fit_lrs"):
+        compare(replace(config, fit_lrs=[1e30], out=tmp_path / "all"), Here(tmp_path / "all"))

@@ -134,15 +134,13 @@ def test_resuming_what_cannot_be_resumed(tmp_path: Path) -> None:
         trained(TrainConfig(steps=20, batch_size=16, lr=1e-3), run_dir=tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="of another model"):
         train(vit(16), images(), CONFIG, run_dir=tmp_path / "run", resume=True, progress=False)
-
-
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
-    _, history = trained(run_dir=tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints")
-    _, again = trained(replace(CONFIG, lr=1e-3), run_dir=tmp_path, resume=True)
-    assert [record["step"] for record in again] == [record["step"] for record in history]
-    assert again != history
-    assert "lr: 0.001" in (tmp_path / "config.yaml").read_text()
+    for folder in (tmp_path / "run/checkpoints").iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"config differs .*lr: 0.003 → 0.001"):
+        trained(TrainConfig(steps=20, batch_size=16, lr=1e-3), run_dir=tmp_path / "run", resume=True)
+    (tmp_path / "run/settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+        trained(run_dir=tmp_path / "run", resume=True)
 
 
 def test_a_config_may_be_a_mapping(tmp_path: Path) -> None:
@@ -197,16 +195,16 @@ def test_bad_data_is_refused_before_the_first_step(data, error, message, tmp_pat
     ("field", "message"),
     [
         ({"steps": 0}, "steps must be a positive int, got 0"),
-        ({"lr": -1.0}, "lr must be positive"),
+        ({"lr": -1.0}, "lr must be a positive number"),
         ({"warmup": 2.0}, "warmup must be a share"),
         ({"mixed_precision": "int8"}, "mixed_precision must be"),
         ({"batch_size": 10, "accumulate": 3}, "accumulate must be a divisor of batch_size=10"),
         ({"betas": (0.9, 1.0)}, "betas must be"),
         ({"betas": 0.9}, "betas must be two numbers"),
         ({"steps": True}, "steps must be a positive int, got True"),
-        ({"lr": "0.1"}, "lr must be positive, got '0.1'"),
-        ({"weight_decay": None}, "weight_decay must be from 0, got None"),
-        ({"clip_norm": "1"}, "clip_norm must be positive, or None"),
+        ({"lr": "0.1"}, "lr must be a positive number, got '0.1'"),
+        ({"weight_decay": None}, "weight_decay must be a number from 0, got None"),
+        ({"clip_norm": "1"}, "clip_norm must be a positive number or None"),
         ({"workers": -1}, "workers must be an int from 0, got -1"),
         ({"sharding": "zero"}, 'sharding must be "none" or "fsdp", got \'zero\''),
         ({"sharding": "fsdp", "mixed_precision": "fp16"}, 'mixed_precision must be "no" or "bf16" with sharding'),

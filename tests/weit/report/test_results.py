@@ -21,6 +21,22 @@ def test_a_comparison_comes_back_as_it_was_written(results):
     assert "torch" in machine
 
 
+def test_results_from_before_rates_of_fitting_were_chosen_are_read(results):
+    found = json.loads(results.read_text())
+    for name, rate in (("fit_lr", 5e-3), ("ligo_lr", 2e-3)):
+        del found["config"][f"{name}s"]
+        found["config"][name] = rate
+    for row in found["rows"]:
+        for outcome in row["outcomes"].values():
+            del outcome["start_lr"]
+    results.write_text(json.dumps(found))
+    comparison, _ = read_results(results)
+    assert (comparison.config.fit_lrs, comparison.config.ligo_lrs) == ([5e-3], [2e-3])
+    for row in comparison.rows:
+        assert (row.outcomes["weit"].start_lr, row.outcomes["scratch"].start_lr) == (5e-3, None)
+    assert not any("Before step 0" in sentence for sentence in verdicts(comparison))
+
+
 def test_the_page_has_a_section_with_table_verdicts_and_plot_for_each_file(results, tmp_path):
     page = tmp_path / "docs" / "results.md"
     write_page([results, results], page, "# Results")

@@ -109,3 +109,9 @@ def test_where_less_is_better_ahead_means_below():
     scratch, *_ = verdicts(replace(comparison, metrics=(loss,), rows=rows))
     assert "ahead on 1 of 3 (96x8 -0.10)" in scratch
     assert "behind on 1 of 3 (64x3 +0.11)" in scratch
+
+
+def test_chosen_rates_before_step_0_are_said():
+    said = [sentence for sentence in verdicts(example()) if sentence.startswith("Before step 0")]
+    assert said == ["Before step 0 WeiT learned at the best rate of 0.001, 0.01 on validation data: "
+                    "0.001 (64x3), 0.001 (32x6), 0.001 (96x8)."]  # fmt: skip
