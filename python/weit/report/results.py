@@ -76,7 +76,8 @@ def _section(path: Path, comparison: Comparison, machine: dict[str, str], plot: 
     settings = "; ".join(f"{name} {_plain(getattr(config, name))}" for name in _SHOWN)
     lines = [
         f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}, {config.steps} steps "
-        f"after {config.pretrain_steps} of pre-training",
+        f"after {config.pretrain_steps} of pre-training"
+        + (", the bank with a teacher" if config.teacher != "none" else ""),
         f"{settings}. {_machine(machine)}, torch {machine['torch']}. [All numbers]({link}).",
         f"```\n{table(comparison)}\n```",
         "\n".join(f"- {sentence}" for sentence in verdicts(comparison)),
