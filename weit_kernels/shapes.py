@@ -51,14 +51,14 @@ class KronShape:
         return (self.out_features, self.in_features) != (self.m * self.p, self.n * self.q)
 
 
-def as_int(value: object) -> Any:
+def as_int(value: Any) -> Any:
     """``value`` if it is an int or a traced one, the int that a number such as NumPy's stands for, else ``None``."""
     if isinstance(value, (bool, Tensor)):
         return None
     if isinstance(value, (int, torch.SymInt)):
         return value
     try:
-        return index(value)  # type: ignore[arg-type]
+        return index(value)
     except TypeError:
         return None
 

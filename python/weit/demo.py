@@ -73,7 +73,8 @@ def _open_folder(config: DemoConfig) -> None:
 def _same_in_fresh_process(comparison: Comparison) -> str:
     """Initialise the first target once more, by ``weit init`` in another process; says how the weights compare."""
     config, target, lr = comparison.config, comparison.rows[0].target, comparison.rows[0].outcomes[WEIT].start_lr
-    ours, theirs = config.out / start_name(target, lr or 0.0, 0), config.out / "fresh-init"
+    assert lr is not None  # of WeiT's starts
+    ours, theirs = config.out / start_name(target, lr, 0), config.out / "fresh-init"
     shutil.rmtree(theirs, ignore_errors=True)
     bank = config.bank or config.out / BANK
     flags = ["--bank", bank, "--out", theirs, "--size", target, "--seed", 0,

@@ -19,7 +19,7 @@ from weit.convert import extract_bank, kronify
 from weit.engine.config import TrainConfig, is_number, require
 from weit.engine.data import Batches, Data, Inputs
 from weit.engine.loop import train
-from weit.engine.objective import Loss, Objective, Supervised
+from weit.engine.objective import Loss, Supervised
 from weit.engine.seeds import own_randomness
 from weit.engine.soft_targets import SoftTargets
 from weit.masks import Elastic, draw_size
@@ -110,15 +110,14 @@ def pretrain(
     config = PretrainConfig.of(config)
     smaller = _check_modules(model, smaller, teacher, bank)
     children = [(parent, dict(parent._modules)) for parent in model.modules()]
-    with own_randomness(config.seed):
-        Batches(data, config.batch_size)  # checks it, while the model is still as it was
-        bank = _kronified(model, bank, config, rules)
-    base: Objective = Supervised(loss)
-    if teacher is not None:
-        base = SoftTargets(teacher, loss, config.alpha, config.temperature, distance)
+    base = (
+        Supervised(loss) if teacher is None else SoftTargets(teacher, loss, config.alpha, config.temperature, distance)
+    )
     objective = _AtDrawnSize(config, base)
     try:
         with own_randomness(config.seed):
+            Batches(data, config.batch_size)  # checks it
+            bank = _kronified(model, bank, config, rules)
             elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
         train(
             elastic,
@@ -160,12 +159,12 @@ def _check_modules(model: object, smaller: Any, teacher: object, bank: object) -
 class _AtDrawnSize:
     """An objective of an elastic model at the size of the step; ``begun``: whether it has had a value yet."""
 
-    def __init__(self, config: PretrainConfig, objective: Objective) -> None:
+    def __init__(self, config: PretrainConfig, objective: Supervised | SoftTargets) -> None:
         self.config, self.objective, self.begun = config, objective, False
 
     def __call__(self, elastic: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         size = draw_size(self.config.seed, step, elastic.sizes, self.config.full_share)  # type: ignore[arg-type]
-        value = self.objective(partial(elastic, size=size), inputs, targets, step)  # type: ignore[arg-type]
+        value = self.objective(partial(elastic, size=size), inputs, targets, step)
         self.begun = True
         return value
 

@@ -86,7 +86,7 @@ def run(parser: Parser, given: Namespace) -> None:
     task = data.task()
     model = flags.model or task.model
     size = sizes.or_else({} if ":" in model else SIZE)
-    smaller = usual_smaller(size) if flags.smaller is None else [parse_size(each) for each in flags.smaller]
+    smaller = [parse_size(each) for each in (usual_smaller(size) if flags.smaller is None else flags.smaller)]
     if flags.predict:
         if flags.teacher is not None:
             parser.error("predict counts no teacher; leave it out")

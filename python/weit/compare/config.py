@@ -134,8 +134,7 @@ class CompareConfig:
         require(self, "rivals", set(self.rivals) <= set(RIVAL_NAMES), f"all, or of {', '.join(RIVAL_NAMES)}")
         require(self, "teacher", self.teacher == "none" or self.bank is None, "none where a bank is given")
         if self.smaller is None:
-            usual = usual_smaller(parse_size(self.size))
-            object.__setattr__(self, "smaller", [f"{each['width']}x{each['depth']}" for each in usual])
+            object.__setattr__(self, "smaller", usual_smaller(parse_size(self.size)))
         for size in (*self.targets, self.size, *(self.smaller or []), self.source_size, self.small_size):
             parse_size(size)
 

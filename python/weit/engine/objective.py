@@ -20,7 +20,7 @@ class Supervised:
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
 
-    def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
+    def __call__(self, model: Callable[..., Any], inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         return self.loss(outputs_of(model, inputs), targets)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ class SoftTargets:
         self.loss, self.alpha = loss, alpha
         self.distance = distance or partial(distillation, temperature=temperature)
 
-    def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
+    def __call__(self, model: Callable[..., Any], inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         logits = outputs_of(model, inputs)
         with torch.no_grad():
             answers = outputs_of(self.teacher.to(logits.device), inputs)

@@ -13,7 +13,7 @@ from weit.models.create import create_model
 Size = dict[str, int | list[int]]
 """Names and values of a model's sizes, such as ``{"width": 64, "depth": 6}``."""
 
-_SMALLER = ((48, 6), (32, 6), (64, 3), (48, 4), (32, 3))
+_SMALLER = ("48x6", "32x6", "64x3", "48x4", "32x3")
 
 
 def parse_size(text: str) -> Size:
@@ -31,14 +31,15 @@ def parse_size(text: str) -> Size:
         raise ValueError(f"a size must look like 64x6 (width x depth) or name=64,other=2-2, got {text!r}") from None
 
 
-def usual_smaller(size: Size) -> list[Size]:
+def usual_smaller(size: Size) -> list[str]:
     """What a pre-training at ``size`` also runs at where the user names nothing: those of 48x6, 32x6, 64x3, 48x4 and 32x3
     that are a part of it; none for a model whose sizes have other names.
     """
     width, depth = size.get("width"), size.get("depth")
     if not (isinstance(width, int) and isinstance(depth, int)):
         return []
-    return [{"width": w, "depth": d} for w, d in _SMALLER if w <= width and d <= depth and (w, d) != (width, depth)]
+    pairs = {text: tuple(map(int, text.split("x"))) for text in _SMALLER}
+    return [text for text, (w, d) in pairs.items() if w <= width and d <= depth and (w, d) != (width, depth)]
 
 
 def _value(text: str) -> int | list[int]:

@@ -1,4 +1,4 @@
-"""A miniature comparison, its jobs run in this process, so that what they get and give can be seen."""
+"""What a comparison runs, counts and refuses."""
 
 import json
 from dataclasses import replace
@@ -6,71 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.weit.compare.miniature import TARGETS, Here, flops
 from tests.weit.tasks.test_classification import write_fashion_mnist
 from weit.bank import TemplateBank
 from weit.compare import CompareConfig, compare, jobs
 from weit.compare.run import start_name
 from weit.engine.processes import Processes
 from weit.models import load_model
-from weit.models.sizes import training_flops
 from weit.tasks import load_task
 from weit.tasks.classification import Classification
-
-TARGETS = ["16x1", "32x2"]
-
-
-class Here:
-    """A pool that runs jobs where it is; ``ran``: name -> the job and its result."""
-
-    def __init__(self, out):
-        self.out, self.ran = out, {}
-
-    def run(self, jobs, title):
-        for job in jobs:
-            if job.name not in self.ran:
-                result = job.function(self.out / job.name, job.paths, lambda share: None, **job.arguments)
-                self.ran[job.name] = job, json.loads(json.dumps(result))
-        return [self.ran[job.name][1] for job in jobs]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A bank and two dense models, trained for a few steps."""
-    out = tmp_path_factory.mktemp("compare")
-    settings = {"steps": 6, "batch_size": 8, "evaluate_every": 3}
-    common = {"task": {"data": "digits"}, "model": "vit", "settings": settings}
-    small, size = {"width": 16, "depth": 1}, {"width": 32, "depth": 2}
-    jobs.make_bank(out / "bank", {}, lambda share: None, **common, size=size, smaller=[small])
-    jobs.make_source(out / "source", {}, lambda share: None, **common, size=size)
-    jobs.make_source(out / "small", {}, lambda share: None, **common, size=small)
-    return out
-
-
-@pytest.fixture(scope="module")
-def compared(prepared):
-    config = CompareConfig(
-        out=prepared, bank=prepared / "bank", source=prepared / "source", targets=TARGETS,
-        lrs=[1e-3, 4e-3], seeds=2, steps=5, batch_size=8, evaluate_every=2, fit_steps=3,
-    )  # fmt: skip
-    pool = Here(prepared)
-    return config, compare(config, pool), pool.ran
-
-
-@pytest.fixture(scope="module")
-def rivals(prepared):
-    """All rivals on two targets; the source is as large as the larger, the small one as the smaller."""
-    config = CompareConfig(
-        out=prepared, bank=prepared / "bank", source=prepared / "source", small=prepared / "small", targets=TARGETS,
-        rivals=["ligo", "bert2bert", "mimetic", "tleg", "distillation"],
-        lrs=[1e-3], seeds=1, steps=2, batch_size=8, evaluate_every=2, fit_steps=3,
-    )  # fmt: skip
-    pool = Here(prepared)
-    return compare(config, pool), pool.ran
-
-
-def flops(target):
-    width, depth = map(int, target.split("x"))
-    return training_flops("vit", load_task("digits").arguments("vit", {"width": width, "depth": depth}))
 
 
 def test_every_target_and_initializer_has_an_outcome(compared):
@@ -83,30 +27,6 @@ def test_every_target_and_initializer_has_an_outcome(compared):
             assert len(outcome.tests) == 2
             if name != "scratch_longer":
                 assert [step for step, _, _ in outcome.curve] == [0, 2, 4, 5]
-
-
-def test_rates_are_chosen_on_validation_data_with_the_first_seed(compared):
-    config, comparison, ran = compared
-    for row in comparison.rows:
-        for name in ("scratch", "weight_selection"):
-            found = {lr: ran[f"rates/{name}/{row.target}-lr{lr:g}"][1]["score"] for lr in config.lrs}
-            assert row.outcomes[name].lr == max(found, key=lambda lr: (found[lr], -lr))
-        assert row.outcomes["scratch_longer"].lr == row.outcomes["scratch"].lr
-
-
-def test_all_initializers_get_the_same_rates_schedule_and_data(compared):
-    config, _, ran = compared
-    grids = {}
-    for name, (job, _) in ran.items():
-        settings = job.arguments.get("settings", {})
-        if name.startswith(("cells/", "rates/")) and "longer" not in name:
-            assert (settings["steps"], settings["batch_size"]) == (5, 8)
-        if name.startswith("rates/"):
-            assert settings["seed"] == 0
-            target = name.split("/")[2].partition("-")[0]
-            grids.setdefault(name.split("/")[1], set()).add((target, settings["lr"]))
-    assert grids["scratch"] == grids["weight_selection"] == grids["weit"]
-    assert len(grids["weit"]) == len(TARGETS) * len(config.lrs)
 
 
 def test_work_before_step_0_is_counted(compared, prepared):
@@ -180,19 +100,6 @@ def test_rivals_that_learn_are_told_how_long(rivals):
     assert "learn" not in ran["cells/bert2bert/32x2-lr0.001-seed0"][0].arguments["start"]
 
 
-def test_a_rate_that_blows_up_is_an_answer(tmp_path):
-    settings = {"steps": 6, "batch_size": 8, "lr": 1e30, "evaluate_every": 2, "log_every": 1, "clip_norm": None}
-    arguments = {
-        "task": {"data": "digits"}, "model": "vit", "size": {"width": 16, "depth": 1},
-        "initializer": "scratch", "start": {}, "settings": settings,
-    }  # fmt: skip
-    result = jobs.train_cell(tmp_path, {}, lambda share: None, **arguments)
-    worst = min(accuracy for _, accuracy in result["curve"])
-    assert result["test"] == {"accuracy": worst}
-    assert [step for step, _ in result["curve"]] == [0, 2, 4, 6]
-    assert jobs.try_rate(tmp_path, {}, lambda share: None, **arguments) == {"score": None}
-
-
 def test_a_bank_without_its_model_is_refused(tmp_path, prepared):
     bank = TemplateBank.from_pretrained(prepared / "bank")
     bank.source = None
@@ -226,17 +133,6 @@ def test_what_is_not_given_is_made_where_a_rival_needs_it(tmp_path):
     assert {tuple(bank[role].shape) for role in bank.roles} == {(4, 16, 16)}
     assert comparison.pretraining["weit"] == bank.source.config["training_flops"] == 2 * 8 * flops("32x1")
     assert set(comparison.seconds) == {"bank", "small", "fitting"}
-
-
-def test_scores_that_are_no_numbers_count_as_a_rate_that_blew_up(tmp_path, monkeypatch):
-    scores = iter([0.5, 0.4, float("nan")])
-    monkeypatch.setattr(Classification, "evaluate", lambda *_, **__: {"accuracy": next(scores)})
-    result = jobs.train_cell(
-        tmp_path, {}, lambda share: None, task={"data": "digits"}, model="vit", size={"width": 16, "depth": 1},
-        initializer="scratch", start={}, settings={"steps": 4, "batch_size": 8, "evaluate_every": 1},
-    )  # fmt: skip
-    assert result["curve"] == [(0, 0.5), (1, 0.4), (2, 0.4), (3, 0.4), (4, 0.4)]
-    assert result["test"] == {"accuracy": 0.4}
 
 
 @pytest.mark.parametrize(
@@ -337,19 +233,6 @@ def ignore(share):
     pass
 
 
-def test_rates_before_and_after_step_0_are_chosen_together(compared):
-    config, comparison, ran = compared
-    for row in comparison.rows:
-        chosen = row.outcomes["weit"]
-        scores = {
-            (lr, own): ran[f"rates/weit/{row.target}-lr{lr:g}-after-lr{own:g}"][1]["score"]
-            for lr in config.lrs
-            for own in config.fit_lrs
-        }
-        assert scores[chosen.lr, chosen.start_lr] == max(scores.values())
-        assert row.outcomes["scratch"].start_lr is None
-
-
 def test_the_bank_may_learn_from_a_teacher(prepared, tmp_path):
     config = CompareConfig(
         out=tmp_path, small=prepared / "small", size="32x2", smaller=["16x1"], targets=["16x1"], teacher="small",
@@ -364,13 +247,3 @@ def test_the_bank_may_learn_from_a_teacher(prepared, tmp_path):
     assert not torch.equal(banks[0]["q"], banks[1]["q"])
     teacher, answers = load_model(prepared / "small")[1]["training_flops"], 4 * 8 * flops("16x1") / 3
     assert taught.pretraining["weit"] - alone.pretraining["weit"] == pytest.approx(teacher + answers)
-
-
-def test_a_rate_of_fitting_that_diverges_is_an_answer(prepared, tmp_path):
-    config = CompareConfig(
-        out=tmp_path, bank=prepared / "bank", targets=["16x1"], rivals=[], lrs=[1e-3], fit_lrs=[1e-3, 1e30],
-        seeds=1, steps=2, batch_size=8, fit_steps=4,
-    )  # fmt: skip
-    assert compare(config, Here(tmp_path)).rows[0].outcomes["weit"].start_lr == 1e-3
-    with pytest.raises(RuntimeError, match="fitting scalers diverged at the rates of fit_lrs"):
-        compare(replace(config, fit_lrs=[1e30], out=tmp_path / "all"), Here(tmp_path / "all"))

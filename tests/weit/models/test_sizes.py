@@ -22,7 +22,8 @@ def test_other_words_are_refused(text):
      ("width=48,depth=6,heads=4", [(32, 6), (48, 4), (32, 3)]), ("embed_dim=64,depth=6", []), ("width=64,depth=2-2", [])],
 )  # fmt: skip
 def test_usual_smaller_sizes_are_parts_of_the_size(size, smaller):
-    assert usual_smaller(parse_size(size)) == [{"width": width, "depth": depth} for width, depth in smaller]
+    found = [parse_size(text) for text in usual_smaller(parse_size(size))]
+    assert found == [{"width": width, "depth": depth} for width, depth in smaller]
 
 
 def test_arguments_follow_the_images():
