@@ -2,10 +2,10 @@
 
 from weit.bank import BankSpec, Source, TemplateBank
 from weit.convert import extract_bank, kronify, materialize
+from weit.fitting import fit_scalers
 from weit.initialize import initialize
 from weit.nn import KronConv1d, KronConv2d, KronConv3d, KronFusedLinear, KronLinear
 from weit.pretrain import PretrainConfig, pretrain
-from weit.scalers import fit_scalers
 from weit_kernels import __version__
 
 __all__ = [

@@ -84,7 +84,7 @@ def start_from_bank(
     size: Size,
     *,
     steps: int,
-    lr: float,
+    lr: float | Sequence[float],
     batch_size: int,
     seed: int,
     **run: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from weit.convert import kronify, materialize
 from weit.engine.data import Data
 from weit.engine.objective import Loss
 from weit.engine.seeds import own_randomness
+from weit.fitting import FIT_RATES, fit_scalers
 from weit.rules import Rules
-from weit.scalers import fit_scalers, lay_out
+from weit.scalers import lay_out
 from weit_kernels.shapes import as_int
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -26,7 +28,7 @@ def initialize(
     data: Data | None = None,
     steps: int = 150,
     *,
-    lr: float = 1e-2,
+    lr: float | Sequence[float] = FIT_RATES,
     batch_size: int = 64,
     seed: int = 0,
     depth: str = "prefix",
@@ -45,8 +47,8 @@ def initialize(
         bank: stays as it is.
         data: what the scalers are fitted on; ``None`` for the first guess alone.
         steps: of fitting; 0 for the first guess alone.
-        lr, batch_size, seed, loss, progress, **settings: as for ``fit_scalers``. After a long pre-training the first guess
-            is good already, and a lower ``lr`` keeps more of it (docs/findings.md).
+        lr: a learning rate of fitting, or several: the one whose model has the lowest loss on held-out items is taken.
+        batch_size, seed, loss, progress, **settings: as for ``fit_scalers``.
         depth: how layers correspond in a shallower model; see ``map_depth``.
         rules: as for ``kronify``.
 

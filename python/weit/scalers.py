@@ -1,72 +1,18 @@
-"""Scalers and size-specific parameters of a target: laid out from those of the pre-trained model, then fitted."""
+"""Scalers and size-specific parameters of a target, laid out from those of the pre-trained model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weit.bank import Source, TemplateBank
-from weit.engine.config import TrainConfig
-from weit.engine.data import Data
-from weit.engine.loop import train
-from weit.engine.objective import Loss
-from weit.engine.run_folder import Record
+from weit.bank import Source
 from weit.nn.factors import KronFactors
 
 DEPTHS = ("prefix", "nearest")
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TEMPLATES, _SCALERS = ".templates", ".scalers"
-
-
-def fit_scalers(
-    model: nn.Module,
-    bank: TemplateBank,
-    data: Data,
-    steps: int = 150,
-    *,
-    lr: float = 1e-2,
-    batch_size: int = 64,
-    seed: int = 0,
-    loss: Loss = F.cross_entropy,
-    progress: bool = False,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    **settings: Any,
-) -> list[Record]:
-    """Train what a kronified model does not share, in place: scalers, biases, norms, embeddings, heads.
-
-    The templates are frozen; whether they learn otherwise is as before when this returns.
-
-    Args:
-        model: kronified with ``bank``.
-        data, loss, progress, run_dir, resume: as for ``weit.engine.train``.
-        steps, lr, batch_size, seed, **settings: fields of ``weit.engine.TrainConfig``.
-
-    Returns:
-        The records of the training: step, loss, lr.
-
-    Raises:
-        ValueError: no layer of ``model`` has its templates from ``bank``; bad data or settings.
-        TypeError: ``bank`` is none; as ``weit.engine.train``. FloatingPointError: as that.
-
-    Source: Xia et al., "WeiT" (arXiv 2604.14769): the target's scalers are trained on little data, templates frozen.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    if not isinstance(bank, TemplateBank):
-        raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
-    shared = {id(parameter) for parameter in bank.parameters()}
-    if not any(isinstance(module, KronFactors) and id(module.templates) in shared for module in model.modules()):
-        raise ValueError("model must be kronified with bank, but none of its layers has templates from it")
-    config = TrainConfig.of({"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed, **settings})
-    with _frozen(bank):
-        return train(model, data, config, loss=loss, progress=progress, run_dir=run_dir, resume=resume)
 
 
 @torch.no_grad()
@@ -233,14 +179,3 @@ def _gain(old: int, shape: Sequence[int], axis: int, generator: torch.Generator)
     parts = torch.rand(tuple(shape), generator=generator) + 0.5
     totals = torch.zeros(*shape[:axis], old, *shape[axis + 1 :]).index_add_(axis, copied, parts)
     return parts / totals.index_select(axis, copied)
-
-
-@contextmanager
-def _frozen(bank: TemplateBank) -> Iterator[None]:
-    learned = [parameter for parameter in bank.parameters() if parameter.requires_grad]
-    try:
-        bank.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)

@@ -6,7 +6,8 @@ The model is of the bank's own family; sizes that are not named are as in the pr
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.cli.model import DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig
 from weit.engine.config import take_whole
-from weit.engine.run_folder import CHECKPOINTS
+from weit.engine.held_out import HELD_OUT_LOSS
+from weit.engine.run_folder import CHECKPOINTS, METRICS, read_records
 from weit.files import atomic_dir
+from weit.fitting import FIT_RATES, rate_folder
 from weit.models.folder import write_model
 from weit.report.curves import plot_run
 
@@ -35,7 +38,7 @@ class InitFlags:
         bank: folder of a bank that weit pretrain or weit demo wrote.
         out: folder for the model.
         steps: steps of scaler fitting; 0 for the first guess alone, without data.
-        lr: learning rate of scaler fitting.
+        lr: learning rates of scaler fitting, one or several; the one with the lowest loss on held-out items is taken.
         batch_size: items in a step.
         seed: of the data's order.
     """
@@ -43,13 +46,15 @@ class InitFlags:
     bank: Path
     out: Path
     steps: int = 150
-    lr: float = 1e-2
+    lr: list[float] = field(default_factory=lambda: list(FIT_RATES))
     batch_size: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
         take_whole(self, "steps", 0)
-        TrainConfig(lr=self.lr, batch_size=self.batch_size, seed=self.seed)
+        object.__setattr__(self, "lr", list(dict.fromkeys(self.lr)))
+        for rate in self.lr:
+            TrainConfig(lr=rate, batch_size=self.batch_size, seed=self.seed)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -76,8 +81,22 @@ def run(parser: Parser, given: Namespace) -> None:
         write_model(network, folder, model, task.arguments(model, size))
         write_flags(folder, given)
         if flags.steps:
-            shutil.rmtree(folder / _FITTING / CHECKPOINTS)  # who fits again begins anew
-            plot_run(folder / _FITTING)
+            for record in (folder / _FITTING).rglob(METRICS):
+                shutil.rmtree(record.parent / CHECKPOINTS, ignore_errors=True)  # who fits again begins anew
+                plot_run(record.parent)
     found = scores(task, network, "validation")
+    if flags.steps and len(flags.lr) > 1:
+        print(_rates_seen(flags))
     numbers = sum(parameter.numel() for parameter in network.parameters())
     print(f"{flags.out}: {model} {size}, {numbers:,} parameters; before training: {found}")
+
+
+def _rates_seen(flags: InitFlags) -> str:
+    """The held-out losses that the learning rate was chosen by."""
+    losses = {}
+    for lr in flags.lr:
+        records = read_records(rate_folder(flags.out / _FITTING, lr) / METRICS)
+        loss = records[-1].get(HELD_OUT_LOSS, inf) if records else inf
+        losses[lr] = loss if loss < inf else inf  # NaN and none too: it diverged
+    seen = ", ".join(f"{loss:.4g} at {lr:g}" for lr, loss in losses.items())
+    return f"scalers fitted at {min(losses, key=losses.__getitem__):g}; held-out loss: {seen}"

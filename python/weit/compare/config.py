@@ -9,6 +9,7 @@ from typing import Any
 
 from weit.compare.pool import default_workers
 from weit.engine.config import PRECISIONS, require
+from weit.fitting import FIT_RATES
 from weit.models.sizes import parse_size, usual_smaller
 from weit.rivals import RIVALS
 from weit.tasks import FAMILIES, Task, load_task
@@ -91,7 +92,7 @@ class CompareConfig:
     batch_size: int = 32
     evaluate_every: int = 20
     fit_steps: int = 100
-    fit_lrs: list[float] = field(default_factory=lambda: [1e-3, 1e-2])
+    fit_lrs: list[float] = field(default_factory=lambda: list(FIT_RATES))
     bank: Path | None = None
     source: Path | None = None
     small: Path | None = None

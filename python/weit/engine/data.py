@@ -7,7 +7,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from weit.engine.seeds import mix, reseed_all
 
@@ -20,7 +28,7 @@ Where a model takes several inputs, a data set's ``input`` is a tuple of tensors
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Batch: TypeAlias = tuple[Inputs, Tensor]
 
-_ORDER, _ITEMS = 1, 2  # what a seed is drawn for, so that the two streams have nothing in common
+_ORDER, _ITEMS, _PARTS = 1, 2, 4  # what a seed is drawn for, so that streams have nothing in common; 3 is loop.py's
 _IGNORED = -100  # the label that torch's cross-entropy leaves out by default
 
 
@@ -134,6 +142,29 @@ class _SeededItems(Dataset[Any]):
         return [self._dataset[i] for i in indices]
 
 
+def split(data: Data, share: int, most: int, seed: int) -> tuple[Data, Data]:
+    """Two parts of ``data``: all but one in ``share`` of its items, and those, at most ``most``, drawn at random.
+
+    A single item makes both parts. A part of tensors in memory is a copy; a part of a loader is a loader like it.
+
+    Raises:
+        TypeError, ValueError: as ``Batches``.
+    """
+    dataset: Any = _dataset_of(data) if isinstance(data, DataLoader) else data
+    tensors = _as_tensors(dataset)
+    count = _count(dataset, tensors)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, _PARTS)))
+    held = max(1, min(count // share, most))
+    parts: list[Data] = []
+    for index in (order[held:] if count > 1 else order, order[:held]):
+        if tensors is not None:
+            parts.append((tensors[0][index], tensors[1][index]))
+            continue
+        part: Dataset[Any] = Subset(dataset, index.tolist())
+        parts.append(_loader_like(data, part) if isinstance(data, DataLoader) else part)
+    return parts[0], parts[1]
+
+
 def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
     """The inputs of a model as it takes them, one after another."""
     return (inputs,) if isinstance(inputs, Tensor) else inputs
@@ -144,6 +175,18 @@ def _dataset_of(loader: DataLoader[Any]) -> Any:
         sampler = type(loader.sampler).__name__
         raise ValueError(f"data draws by its own {sampler}, but the order follows from the seed; pass its data set")
     return loader.dataset
+
+
+def _loader_like(loader: DataLoader[Any], dataset: Dataset[Any]) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
 
 
 def _as_tensors(data: Any) -> tuple[Tensor, Tensor] | None:

@@ -95,8 +95,7 @@ def train(
         here = {"rank": processes.rank, "world": processes.count}
         batches = Batches(data, config.batch_size, seed=config.seed, workers=config.workers, **here)
         model.to(processes.accelerator.device)
-        if loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss):
-            _limit_labels(model, batches, processes.accelerator.device)
+        limit_labels(model, batches, loss)
         if run_dir is None:
             return batches, None
         known = {**(settings or {}), **asdict(config), "items": batches.count}
@@ -250,12 +249,21 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
 
 
-def _limit_labels(model: nn.Module, batches: Batches, device: torch.device) -> None:
+def limit_labels(model: nn.Module, batches: Batches, loss: Loss) -> None:
+    """Let integer targets of ``batches`` be labels below the number of outputs of ``model``, if ``loss`` is cross-entropy.
+
+    Raises:
+        ValueError: as ``Batches.limit_labels``.
+    """
+    if not (loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)):
+        return
     inputs, targets = batches.batch(0)
     if targets.is_floating_point():
         return
+    device, training = next(model.parameters()).device, model.training
     model.eval()
     with torch.no_grad():
         logits = outputs_of(model, tuple(tensor[:1].to(device) for tensor in tensors_of(inputs)))
+    model.train(training)
     if logits.dim() == 2:
         batches.limit_labels(logits.shape[1])

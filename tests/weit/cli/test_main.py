@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line errors, and each command end to end at a tiny size."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_the_config_of_a_run_gives_it_again(bank: Path, tmp_path: Path) -> None:
     files = {"pretrain": (bank.parent, "bank/bank"), "init": (start, "model"), "train": (trained, "model/model")}
     for command, (folder, name) in files.items():
         assert run(command, "--config", folder / "config.yaml", "--out", tmp_path / command) == 0
-        record = "fitting/metrics.jsonl" if command == "init" else "metrics.jsonl"
+        record = "fitting/lr0.001/metrics.jsonl" if command == "init" else "metrics.jsonl"
         for file in (record, f"{name}.safetensors"):
             assert (tmp_path / command / file).read_bytes() == (folder / file).read_bytes()
 
@@ -119,9 +120,22 @@ def test_a_bank_learns_from_a_teacher(bank: Path, tmp_path: Path, capsys: pytest
     assert "config differs" in capsys.readouterr().err
 
 
+def test_init_says_which_rate_it_took(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["init", "--bank", bank, "--size", "16x2", "--steps", 3, "--out"]
+    assert run(*flags, tmp_path / "both", "--lr", 1e-5, 3e-2, 1e38) == 0
+    said = capsys.readouterr().out
+    chosen = re.search(r"scalers fitted at (\S+); held-out loss: [\d.]+ at 1e-05, [\d.]+ at 0.03, inf at 1e\+38", said)
+    assert chosen is not None, said
+    assert {path.name for path in (tmp_path / "both/fitting").iterdir()} == {"lr1e-05", "lr0.03", "lr1e+38"}
+    assert not list((tmp_path / "both").rglob("checkpoints"))
+    assert run(*flags, tmp_path / "one", "--lr", chosen[1]) == 0
+    assert "scalers fitted" not in capsys.readouterr().out
+    assert (tmp_path / "one/fitting/curves.png").is_file()
+
+
 def test_init_again_replaces_the_record_of_fitting(bank: Path, tmp_path: Path) -> None:
     names = {"config.json", "config.yaml", "model.safetensors"}
-    assert run("init", "--bank", bank, "--steps", 2, "--out", tmp_path / "start") == 0
+    assert run("init", "--bank", bank, "--steps", 2, "--lr", 1e-2, "--out", tmp_path / "start") == 0
     assert {path.name for path in (tmp_path / "start").iterdir()} == {*names, "fitting"}
     found = {path.name for path in (tmp_path / "start/fitting").iterdir()}
     assert found == {"config.yaml", "settings.json", "metrics.jsonl", "tensorboard", "curves.png"}

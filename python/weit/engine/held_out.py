@@ -1,0 +1,44 @@
+"""A part of the data that is kept from training, to score what was trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from weit.engine.data import Batches, Data, split, tensors_of
+from weit.engine.loop import limit_labels
+from weit.engine.objective import Loss, outputs_of
+from weit.engine.seeds import own_randomness
+
+HELD_OUT_LOSS = "held_out_loss"
+_SHARE, _MOST = 10, 16
+
+
+class HeldOut:
+    """Every tenth item of ``data``, drawn at random, but at most 16 batches; called, the mean loss there.
+
+    Args:
+        data, loss, batch_size, seed: as for ``weit.engine.train``.
+        model: what labels are checked against, where ``loss`` is cross-entropy.
+
+    Attributes:
+        rest: all other items, as ``data`` gives them. Of a single item both parts are made.
+
+    Raises:
+        TypeError, ValueError: as ``weit.engine.data.Batches``.
+    """
+
+    def __init__(self, data: Data, model: nn.Module, loss: Loss, batch_size: int, seed: int) -> None:
+        self.rest, held = split(data, _SHARE, _MOST * batch_size, seed)
+        self._batches, self._loss, self._seed = Batches(held, batch_size, seed=seed), loss, seed
+        self._steps = max(1, self._batches.count // batch_size)
+        limit_labels(model, self._batches, loss)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """``{"held_out_loss": …}`` of a model in evaluation mode, on its device."""
+        device, total = next(model.parameters()).device, 0.0
+        with own_randomness(self._seed), torch.no_grad():
+            for inputs, targets in self._batches.stream(0, self._steps):
+                outputs = outputs_of(model, tuple(tensor.to(device) for tensor in tensors_of(inputs)))
+                total += self._loss(outputs, targets.to(device)).item() / self._steps
+        return {HELD_OUT_LOSS: total}

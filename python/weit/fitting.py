@@ -1,0 +1,138 @@
+"""Scaler fitting: a kronified model learns all but its templates, at the best of a few learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from weit.bank import TemplateBank
+from weit.engine.config import TrainConfig
+from weit.engine.data import Data
+from weit.engine.held_out import HELD_OUT_LOSS, HeldOut
+from weit.engine.loop import train
+from weit.engine.objective import Loss
+from weit.engine.run_folder import Record
+from weit.nn.factors import KronFactors
+
+FIT_RATES = (1e-3, 1e-2)
+"""What is tried by default: after a short pre-training the higher is mostly better, after a long one the lower."""
+
+
+def fit_scalers(
+    model: nn.Module,
+    bank: TemplateBank,
+    data: Data,
+    steps: int = 150,
+    *,
+    lr: float | Sequence[float] = FIT_RATES,
+    batch_size: int = 64,
+    seed: int = 0,
+    loss: Loss = F.cross_entropy,
+    progress: bool = False,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> list[Record]:
+    """Train what a kronified model does not share, in place: scalers, biases, norms, embeddings, heads.
+
+    The templates are frozen; whether they learn otherwise is as before when this returns. With several rates the model is
+    fitted at each, always from where it is now, and keeps what gives the lowest mean loss on items held out from ``data``:
+    every tenth at random, at most 16 batches.
+
+    Args:
+        model: kronified with ``bank``.
+        data, loss, progress: as for ``weit.engine.train``.
+        lr: a peak learning rate, or several to choose from.
+        steps, batch_size, seed, **settings: fields of ``weit.engine.TrainConfig``.
+        run_dir, resume: as for ``weit.engine.train``; with several rates each has its folder in there (``lr0.001``).
+
+    Returns:
+        The records of the training that the model keeps: step, loss, lr; of several, ``held_out_loss`` too, in the last.
+
+    Raises:
+        ValueError: no layer of ``model`` has its templates from ``bank``; bad data or settings.
+        TypeError: ``bank`` is none; as ``weit.engine.train``.
+        FloatingPointError: the loss became NaN or infinite at each rate; with several, ``model`` is unchanged then.
+
+    Source: Xia et al., "WeiT" (arXiv 2604.14769): the target's scalers are trained on little data, templates frozen.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not isinstance(bank, TemplateBank):
+        raise TypeError(f"bank must be a TemplateBank, got {type(bank).__name__}")
+    shared = {id(parameter) for parameter in bank.parameters()}
+    if not any(isinstance(module, KronFactors) and id(module.templates) in shared for module in model.modules()):
+        raise ValueError("model must be kronified with bank, but none of its layers has templates from it")
+    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, **settings}
+    configs = [TrainConfig.of({"lr": rate, **settings}) for rate in _rates(lr)]
+    run: dict[str, Any] = {"loss": loss, "progress": progress, "resume": resume}
+    with _frozen(bank):
+        if len(configs) == 1:
+            return train(model, data, configs[0], run_dir=run_dir, **run)
+        return _train_at_the_best(model, data, configs, run_dir, **run)
+
+
+def rate_folder(run_dir: str | Path, lr: float) -> Path:
+    """Where ``fit_scalers`` keeps the record of one of several rates."""
+    return Path(run_dir) / f"lr{lr:g}"
+
+
+def _rates(lr: float | Sequence[float]) -> list[float]:
+    rates: list[Any] = list(lr) if isinstance(lr, list | tuple) else [lr]
+    if not rates:
+        raise ValueError("lr must be a positive number or several, got none")
+    return list(dict.fromkeys(rates))
+
+
+def _train_at_the_best(
+    model: nn.Module, data: Data, configs: list[TrainConfig], run_dir: str | Path | None, *, loss: Loss, **run: Any
+) -> list[Record]:
+    held_out = HeldOut(data, model, loss, configs[0].batch_size, configs[0].seed)
+    before = _numbers(model)
+    least, records, kept = inf, list[Record](), before
+    try:
+        for config in configs:
+            model.load_state_dict(before)
+            folder = None if run_dir is None else rate_folder(run_dir, config.lr)
+            begun = folder is None or folder.exists() or config is configs[0]
+            try:
+                found = train(
+                    model,
+                    held_out.rest,
+                    config,
+                    loss=loss,
+                    evaluate=held_out,
+                    run_dir=folder,
+                    **{**run, "resume": run["resume"] and begun},
+                )
+            except FloatingPointError:
+                continue
+            if found[-1][HELD_OUT_LOSS] < least:  # false for NaN
+                least, records, kept = found[-1][HELD_OUT_LOSS], found, _numbers(model)
+    finally:
+        model.load_state_dict(kept)
+    if not records:
+        tried = ", ".join(f"{config.lr:g}" for config in configs)
+        raise FloatingPointError(f"loss became infinite or NaN at each lr of {tried}; lower ones may help")
+    return records
+
+
+def _numbers(model: nn.Module) -> dict[str, Any]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@contextmanager
+def _frozen(bank: TemplateBank) -> Iterator[None]:
+    learned = [parameter for parameter in bank.parameters() if parameter.requires_grad]
+    try:
+        bank.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)

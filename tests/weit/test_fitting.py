@@ -1,0 +1,113 @@
+"""Fitting scalers, at one rate or the best of several."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import weit
+from tests.weit.toys import images, pretrained, vit
+from weit.engine.held_out import HELD_OUT_LOSS, HeldOut
+from weit.engine.run_folder import read_records
+from weit.fitting import rate_folder
+from weit.scalers import lay_out
+
+FIT = {"steps": 8, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def bank() -> weit.TemplateBank:
+    return pretrained()
+
+
+def target(bank: weit.TemplateBank) -> torch.nn.Module:
+    torch.manual_seed(1)
+    model = vit(16, 2)
+    weit.kronify(model, bank)
+    lay_out(model, bank.source)
+    return model
+
+
+def numbers(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("lr", [1e-2, [1e-3, 1e-2]])
+def test_fitting_trains_all_but_the_templates(lr: float | list[float], bank: weit.TemplateBank) -> None:
+    model = target(bank)
+    before = numbers(model)
+    weit.fit_scalers(model, bank, images(), **FIT, lr=lr)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.endswith("templates"), name
+    assert all(parameter.requires_grad for parameter in bank.parameters())
+
+
+@pytest.mark.parametrize("rates", [[1e-5, 1e-2], [1e-2, 1e-5], [1.0, 1e-2], [3e38, 1e-2]])
+def test_of_several_rates_the_one_with_the_lowest_held_out_loss_is_kept(
+    rates: list[float], bank: weit.TemplateBank
+) -> None:
+    """1e-5 hardly moves, 1.0 spoils the start and 3e38 has no finite loss."""
+    data, chosen, alone = images(200), target(bank), target(bank)
+    held_out = HeldOut(data, alone, F.cross_entropy, batch_size=16, seed=0)
+    records = weit.fit_scalers(chosen, bank, data, **FIT, lr=rates)
+    weit.fit_scalers(alone, bank, held_out.rest, **FIT, lr=1e-2)
+    assert same(numbers(chosen), numbers(alone))
+    assert records[-1][HELD_OUT_LOSS] == held_out(alone.eval())[HELD_OUT_LOSS]
+    spoiled = target(bank)
+    weit.fit_scalers(spoiled, bank, held_out.rest, **FIT, lr=min(rates) if min(rates) < 1e-2 else 1.0)
+    assert records[-1][HELD_OUT_LOSS] < held_out(spoiled.eval())[HELD_OUT_LOSS]
+
+
+def test_where_no_rate_has_a_finite_loss_the_model_is_as_before(bank: weit.TemplateBank) -> None:
+    model = target(bank)
+    before = numbers(model)
+    with pytest.raises(FloatingPointError, match=r"at each lr of 1e\+38, 2e\+38; lower ones may help"):
+        weit.fit_scalers(model, bank, images(), **FIT, lr=[1e38, 2e38])
+    assert same(numbers(model), before)
+
+
+def test_each_of_several_rates_leaves_a_record_and_can_be_resumed(tmp_path: Path, bank: weit.TemplateBank) -> None:
+    rates, first, again = [1e-3, 1e-2], target(bank), target(bank)
+    weit.fit_scalers(first, bank, images(), **FIT, lr=rates, run_dir=tmp_path)
+    losses = [read_records(rate_folder(tmp_path, lr) / "metrics.jsonl")[-1][HELD_OUT_LOSS] for lr in rates]
+    assert losses[0] != losses[1]
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        weit.fit_scalers(again, bank, images(), **FIT, lr=rates, run_dir=tmp_path)
+    weit.fit_scalers(again, bank, images(), **FIT, lr=[*rates, 2e-3], run_dir=tmp_path, resume=True)
+    assert rate_folder(tmp_path, 2e-3).is_dir()  # which an interrupted run had not come to
+    assert same(numbers(again), numbers(first))
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [
+        ([], "lr must be a positive number or several, got none"),
+        ([1e-3, 0.0], "lr must be a positive number, got 0.0"),
+        (("fast", 1e-3), "lr must be a positive number, got 'fast'"),
+        (None, "lr must be a positive number, got None"),
+    ],
+)
+def test_bad_rates_name_themselves(lr: object, message: str, bank: weit.TemplateBank) -> None:
+    model = target(bank)
+    before = numbers(model)
+    with pytest.raises(ValueError, match=message):
+        weit.fit_scalers(model, bank, images(), **FIT, lr=lr)
+    assert same(numbers(model), before)
+
+
+def test_a_bank_and_a_model_made_with_it_are_needed(bank: weit.TemplateBank) -> None:
+    other = vit()
+    weit.kronify(other, {"templates": 2, "template_shape": (8, 8)})
+    for model in (other, vit()):
+        with pytest.raises(ValueError, match="must be kronified with bank"):
+            weit.fit_scalers(model, bank, images())
+    with pytest.raises(TypeError, match="bank must be a TemplateBank, got NoneType"):
+        weit.fit_scalers(vit(), None, images())
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got str"):
+        weit.fit_scalers("vit", bank, images())
