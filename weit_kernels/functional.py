@@ -26,6 +26,7 @@ from weit_kernels.shapes import (
     conv_padding,
     per_axis,
 )
+from weit_kernels.transforms import in_forward_mode
 
 _SWAPPED = {"templates_first": "scalers_first", "scalers_first": "templates_first"}
 
@@ -70,6 +71,8 @@ def kron_linear(
         return known(x, templates, scalers, bias)
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
     require_runnable(path, backend, x.device.type, x.dtype)
+    if in_forward_mode():
+        return reference.kron_linear(x, templates, scalers, bias, out_features=out_features, layout=layout)
     return _apply(x, templates, scalers, bias, shape.out_features, layout, path, backend, key)
 
 
@@ -224,7 +227,7 @@ def _conv(
         pointwise=pointwise,
         unit_stride=set(strides) == {1},
     )
-    if pointwise and x.dim() == dims + 2 and channels_last(x):
+    if pointwise and x.dim() == dims + 2 and channels_last(x) and not in_forward_mode():
         pixels = x.movedim(1, -1)
         y = _apply(pixels, templates.flatten(2), scalers, bias, shape.out_features, layout, path, backend)
         return y.movedim(-1, 1)
@@ -234,6 +237,10 @@ def _conv(
     check_spatial(maps.shape[2:], shape.kernel, pads, dilations)
 
     settings = (strides, pads, dilations, groups)
+    if in_forward_mode():
+        conv = {"stride": strides, "padding": pads, "dilation": dilations, "groups": groups}
+        y = reference.kron_conv(maps, templates, scalers, bias, out_channels=shape.out_features, layout=layout, **conv)
+        return y if x.dim() == dims + 2 else y.squeeze(0)
     choice = (_trains(x, templates, scalers), path, backend)
     if layout == "interleaved" and groups == 1:
         # One reordering of channels on each side; the contraction then is the block one.

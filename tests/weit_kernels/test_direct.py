@@ -74,10 +74,20 @@ def test_transforms(warm: list[torch.Tensor]) -> None:
     assert torch.func.grad(lambda x: ours(x, *factors).sum())(x).shape == x.shape
 
 
-def test_forward_mode_is_refused_not_ignored(warm: list[torch.Tensor]) -> None:
+def test_forward_mode(warm: list[torch.Tensor]) -> None:
+    x, T, S, bias = warm
+    with torch.autograd.forward_ad.dual_level():
+        y, tangent = torch.autograd.forward_ad.unpack_dual(ours(torch.autograd.forward_ad.make_dual(x, x), T, S, bias))
+    assert tangent is not None
+    assert relative_error(tangent, y - bias) < 1e-5
+
+
+def test_a_backward_pass_in_forward_mode_is_refused_not_ignored(warm: list[torch.Tensor]) -> None:
+    """Of a forward pass before it: the operator's own derivatives carry no tangents."""
     x, *factors = warm
+    y = ours(x.clone().requires_grad_(), *factors)
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
-        ours(torch.autograd.forward_ad.make_dual(x, x), *factors)
+        y.backward(torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y)))
 
 
 def test_tensors_of_another_kind(warm: list[torch.Tensor]) -> None:

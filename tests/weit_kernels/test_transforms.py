@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from tests.weit_kernels.cases import LAYOUTS, PATHS, Case, relative_error
@@ -102,6 +102,61 @@ def test_jacobian_and_second_derivative() -> None:
         return grad(lambda T: grad(lambda S: function(x, T, S, b).sin().sum())(S).square().sum())(T)
 
     assert close(slope(kron_linear), slope(reference.kron_linear))
+
+
+MOVED = [(0,), (1,), (3,), (1, 2), (0, 1, 2, 3)]
+FORWARD = {
+    "jvp": lambda f, at, by: jvp(f, at, by)[1],
+    "twice": lambda f, at, by: jvp(lambda *m: jvp(f, m, by)[1], at, by)[1],
+    "over reverse": lambda f, at, by: jvp(grad(lambda *m: f(*m).sum(), tuple(range(len(at)))), at, by)[1],
+    "under reverse": lambda f, at, by: grad(lambda *m: jvp(f, m, by)[1].sum(), tuple(range(len(at))))(*at),
+    "jacobian": lambda f, at, by: jacfwd(f, tuple(range(len(at))))(*at),
+}
+
+
+@pytest.mark.parametrize("argnums", MOVED, ids=str)
+@pytest.mark.parametrize("mode", FORWARD)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_forward_mode(kind: str, mode: str, argnums: tuple[int, ...]) -> None:
+    args = operands(kind)
+    generator = torch.Generator().manual_seed(1)
+    tangents = tuple(torch.randn(args[i].shape, generator=generator, dtype=torch.float64) for i in argnums)
+
+    def derivative(function):
+        def moved(*some):
+            return function(*(some[argnums.index(i)] if i in argnums else arg for i, arg in enumerate(args))).sin()
+
+        found = FORWARD[mode](moved, tuple(args[i] for i in argnums), tangents)
+        return found if isinstance(found, tuple) else (found,)
+
+    ours, dense = map(derivative, FUNCTIONS[kind])
+    assert all(map(close, ours, dense))
+
+
+def test_forward_mode_in_every_form() -> None:
+    """Both layouts, ragged; images of both memory formats, one image, uneven padding and pointwise layers."""
+    for layout in LAYOUTS:
+        x, T, S, b = CASE.operands(torch.float64)
+        choice = {"out_features": CASE.out_features, "layout": layout}
+        got = jvp(lambda S, x=x, T=T, b=b, choice=choice: kron_linear(x, T, S, b, **choice), (S,), (S,))
+        y = reference.kron_linear(x, T, S, b, **choice)
+        assert close(got[0], y)
+        assert close(got[1], y - b)
+        x, T, S, b = operands("conv")
+        for kernel, padding in ((T, "same"), (T[..., :1, :1], 0)):
+            for maps in (x, x.to(memory_format=torch.channels_last), x[0]):
+                choice = {"out_channels": 5, "layout": layout, "padding": padding}
+                y = kron_conv2d(maps, kernel, S, b, **choice)
+                got = jvp(lambda S, m=maps, k=kernel, b=b, c=choice: kron_conv2d(m, k, S, b, **c), (S,), (S,))
+                assert close(got[0], y)
+                assert close(got[1], y - b[:, None, None])
+
+
+def test_second_derivatives_by_forward_over_reverse() -> None:
+    x, T, S, b = Case("small", (), 2, 2, 2, 3, 2).operands(torch.float64)
+    got = hessian(lambda T, S: kron_linear(x, T, S, b).sin().sum(), (0, 1))(T, S)
+    expected = hessian(lambda T, S: reference.kron_linear(x, T, S, b).sin().sum(), (0, 1))(T, S)
+    assert all(close(g, e) for row, truth in zip(got, expected, strict=True) for g, e in zip(row, truth, strict=True))
 
 
 def test_an_ensemble_of_modules() -> None:
