@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -238,7 +239,7 @@ def _conv(
 
     settings = (strides, pads, dilations, groups)
     if in_forward_mode():
-        conv = {"stride": strides, "padding": pads, "dilation": dilations, "groups": groups}
+        conv: dict[str, Any] = {"stride": strides, "padding": pads, "dilation": dilations, "groups": groups}
         y = reference.kron_conv(maps, templates, scalers, bias, out_channels=shape.out_features, layout=layout, **conv)
         return y if x.dim() == dims + 2 else y.squeeze(0)
     choice = (_trains(x, templates, scalers), path, backend)

@@ -45,7 +45,7 @@ def run_demo(config: DemoConfig) -> Comparison:
 
     Raises:
         FileExistsError: the folder holds something that is no demo's.
-        RuntimeError: a job failed, or a fresh process did not initialise the same weights.
+        RuntimeError: a job failed; or, once all is written, a fresh process did not initialise the same weights.
     """
     begun = time.perf_counter()
     task = config.task()
@@ -53,10 +53,12 @@ def run_demo(config: DemoConfig) -> Comparison:
     _say(f"{task.name}: {config.processes} worker processes; into {config.out}/")
     comparison = compare(config)
     minutes = (time.perf_counter() - begun) / 60
-    notes = [_same_in_fresh_process(comparison)]
-    report = write_report(comparison, config.out, notes)
-    _say("", table(comparison), "", *verdicts(comparison), *notes, "")
+    same, note = _fresh_process(comparison)
+    report = write_report(comparison, config.out, [note])
+    _say("", table(comparison), "", *verdicts(comparison), note, "")
     _say(f"{minutes:.1f} minutes. Report: {report}", f"Bank: {config.bank or config.out / BANK}")
+    if not same:
+        raise RuntimeError(note)
     return comparison
 
 
@@ -70,28 +72,31 @@ def _open_folder(config: DemoConfig) -> None:
     atomic_write(out / _MARK, json.dumps(plain, indent=1) + "\n")
 
 
-def _same_in_fresh_process(comparison: Comparison) -> str:
-    """Initialise the first target once more, by ``weit init`` in another process; says how the weights compare."""
+def _fresh_process(comparison: Comparison) -> tuple[bool, str]:
+    """Initialise the first target once more, by ``weit init`` in another process; whether the weights are the same, in words
+    too.
+    """
     config, target, lr = comparison.config, comparison.rows[0].target, comparison.rows[0].outcomes[WEIT].start_lr
     assert lr is not None  # of WeiT's starts
     ours, theirs = config.out / start_name(target, lr, 0), config.out / "fresh-init"
     shutil.rmtree(theirs, ignore_errors=True)
     bank = config.bank or config.out / BANK
     flags = ["--bank", bank, "--out", theirs, "--size", target, "--seed", 0,
-             "--steps", config.fit_steps, "--lr", lr, "--batch-size", config.batch_size]  # fmt: skip
+             "--steps", config.fit_steps, "--lr", lr, "--batch-size", config.batch_size,
+             "--mixed-precision", config.mixed_precision]  # fmt: skip
     for name, value in config.task_arguments.items():
         flags += [f"--{name.replace('_', '-')}", value] if value is not None else []
     command = [sys.executable, "-m", "weit", "init", *map(str, flags)]
     # One thread, as in the workers: sums in another order would differ in the last bits.
     found = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if found.returncode:
-        raise RuntimeError(f"weit init failed in a fresh process: {found.stderr.strip()}")
+        return False, f"weit init failed in a fresh process: {found.stderr.strip()}"
     first, second = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
     difference = max(float((first[name] - second[name]).abs().max()) for name in first)
     if difference > 1e-4:
-        raise RuntimeError(f"weit init gave other weights in a fresh process: they differ by up to {difference:.2g}")
+        return False, f"weit init gave other weights in a fresh process: they differ by up to {difference:.2g}."
     exact = "bit for bit" if all(torch.equal(first[name], second[name]) for name in first) else f"to {difference:.1g}"
-    return f"weit init in a fresh process made {target} from the saved bank: the same weights, {exact}."
+    return True, f"weit init in a fresh process made {target} from the saved bank: the same weights, {exact}."
 
 
 def _say(*lines: str) -> None:

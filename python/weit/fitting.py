@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from torch import nn
 from weit.bank import TemplateBank
 from weit.engine.config import TrainConfig
 from weit.engine.data import Data
+from weit.engine.freezing import frozen
 from weit.engine.held_out import HELD_OUT_LOSS, HeldOut
 from weit.engine.loop import train
 from weit.engine.objective import Loss
-from weit.engine.run_folder import Record
+from weit.engine.run_folder import SETTINGS, Record
 from weit.nn.factors import KronFactors
 
 FIT_RATES = (1e-3, 1e-2)
@@ -43,7 +43,7 @@ def fit_scalers(
 
     The templates are frozen; whether they learn otherwise is as before when this returns. With several rates the model is
     fitted at each, always from where it is now, and keeps what gives the lowest mean loss on items held out from ``data``:
-    every tenth at random, at most 16 batches.
+    every tenth, drawn at random, at most 16 batches.
 
     Args:
         model: kronified with ``bank``.
@@ -72,7 +72,7 @@ def fit_scalers(
     settings = {"steps": steps, "batch_size": batch_size, "seed": seed, **settings}
     configs = [TrainConfig.of({"lr": rate, **settings}) for rate in _rates(lr)]
     run: dict[str, Any] = {"loss": loss, "progress": progress, "resume": resume}
-    with _frozen(bank):
+    with frozen(bank.parameters()):
         if len(configs) == 1:
             return train(model, data, configs[0], run_dir=run_dir, **run)
         return _train_at_the_best(model, data, configs, run_dir, **run)
@@ -95,12 +95,14 @@ def _train_at_the_best(
 ) -> list[Record]:
     held_out = HeldOut(data, model, loss, configs[0].batch_size, configs[0].seed)
     before = _numbers(model)
-    least, records, kept = inf, list[Record](), before
+    least, kept = inf, before
+    records: list[Record] = []
     try:
         for config in configs:
             model.load_state_dict(before)
             folder = None if run_dir is None else rate_folder(run_dir, config.lr)
-            begun = folder is None or folder.exists() or config is configs[0]
+            # An interrupted run has not come to the last rates.
+            begun = folder is None or (folder / SETTINGS).exists() or config is configs[0]
             try:
                 found = train(
                     model,
@@ -125,14 +127,3 @@ def _train_at_the_best(
 
 def _numbers(model: nn.Module) -> dict[str, Any]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-@contextmanager
-def _frozen(bank: TemplateBank) -> Iterator[None]:
-    learned = [parameter for parameter in bank.parameters() if parameter.requires_grad]
-    try:
-        bank.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)

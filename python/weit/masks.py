@@ -10,10 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weit.engine.seeds import uniform
+from weit.engine.seeds import SIZE, uniform
 from weit.scalers import input_axes
-
-_SIZE = 4  # what a seed is drawn for; see engine/data.py for others
 
 
 class Elastic(nn.Module):
@@ -122,7 +120,7 @@ def _skeleton(model: nn.Module, small: nn.Module, argument: str) -> tuple[nn.Mod
 
 def draw_size(seed: int, step: int, sizes: int, full_share: float) -> int:
     """The size of a step, the same on every process: 0 with probability ``full_share``, else any of the others alike."""
-    draw = uniform(seed, _SIZE, step)
+    draw = uniform(seed, SIZE, step)
     if sizes == 1 or draw < full_share:
         return 0
     return 1 + int((draw - full_share) / (1 - full_share) * (sizes - 1))

@@ -1,7 +1,9 @@
 """Fitting scalers, at one rate or the best of several."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,11 +24,12 @@ def bank() -> weit.TemplateBank:
     return pretrained()
 
 
-def target(bank: weit.TemplateBank) -> torch.nn.Module:
+def target(bank: weit.TemplateBank, *, laid_out: bool = True) -> torch.nn.Module:
     torch.manual_seed(1)
     model = vit(16, 2)
     weit.kronify(model, bank)
-    lay_out(model, bank.source)
+    if laid_out:
+        lay_out(model, bank.source)
     return model
 
 
@@ -52,14 +55,13 @@ def test_fitting_trains_all_but_the_templates(lr: float | list[float], bank: wei
 def test_of_several_rates_the_one_with_the_lowest_held_out_loss_is_kept(
     rates: list[float], bank: weit.TemplateBank
 ) -> None:
-    """1e-5 hardly moves, 1.0 spoils the start and 3e38 has no finite loss."""
-    data, chosen, alone = images(200), target(bank), target(bank)
+    """1e-5 hardly moves fresh scalers, 1.0 is far too much and 3e38 has no finite loss."""
+    data, (chosen, alone, spoiled) = images(200), (target(bank, laid_out=False) for _ in range(3))
     held_out = HeldOut(data, alone, F.cross_entropy, batch_size=16, seed=0)
     records = weit.fit_scalers(chosen, bank, data, **FIT, lr=rates)
     weit.fit_scalers(alone, bank, held_out.rest, **FIT, lr=1e-2)
     assert same(numbers(chosen), numbers(alone))
     assert records[-1][HELD_OUT_LOSS] == held_out(alone.eval())[HELD_OUT_LOSS]
-    spoiled = target(bank)
     weit.fit_scalers(spoiled, bank, held_out.rest, **FIT, lr=min(rates) if min(rates) < 1e-2 else 1.0)
     assert records[-1][HELD_OUT_LOSS] < held_out(spoiled.eval())[HELD_OUT_LOSS]
 
@@ -72,6 +74,16 @@ def test_where_no_rate_has_a_finite_loss_the_model_is_as_before(bank: weit.Templ
     assert same(numbers(model), before)
 
 
+def test_the_callers_randomness_is_left_alone(bank: weit.TemplateBank) -> None:
+    items = list(zip(*images(), strict=True))
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    for lr in (1e-2, [1e-3, 1e-2]):
+        weit.fit_scalers(target(bank), bank, items, **FIT, lr=lr)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+
+
 def test_each_of_several_rates_leaves_a_record_and_can_be_resumed(tmp_path: Path, bank: weit.TemplateBank) -> None:
     rates, first, again = [1e-3, 1e-2], target(bank), target(bank)
     weit.fit_scalers(first, bank, images(), **FIT, lr=rates, run_dir=tmp_path)
@@ -79,8 +91,10 @@ def test_each_of_several_rates_leaves_a_record_and_can_be_resumed(tmp_path: Path
     assert losses[0] != losses[1]
     with pytest.raises(FileExistsError, match="holds a run already"):
         weit.fit_scalers(again, bank, images(), **FIT, lr=rates, run_dir=tmp_path)
-    weit.fit_scalers(again, bank, images(), **FIT, lr=[*rates, 2e-3], run_dir=tmp_path, resume=True)
-    assert rate_folder(tmp_path, 2e-3).is_dir()  # which an interrupted run had not come to
+    rate_folder(tmp_path, 3e-3).mkdir()
+    weit.fit_scalers(again, bank, images(), **FIT, lr=[*rates, 2e-3, 3e-3], run_dir=tmp_path, resume=True)
+    for lr in (2e-3, 3e-3):  # which an interrupted run had not come to, or hardly
+        assert (rate_folder(tmp_path, lr) / "metrics.jsonl").is_file()
     assert same(numbers(again), numbers(first))
 
 

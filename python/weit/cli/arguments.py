@@ -21,7 +21,20 @@ _OF_ONE_CALL = ("config", "debug", "resume", "predict", "fresh")
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are one line and exit code 2."""
+    """A parser whose errors are one line and exit code 2; in its files one value may stand where several can."""
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
+        several = {action.dest for action in self._actions if action.nargs == "+"}
+        try:
+            values = yaml.safe_load(content)
+        except yaml.YAMLError:
+            values = None  # jsonargparse says what is wrong
+        if isinstance(values, dict):
+            alone = {
+                name: [value] for name, value in values.items() if name in several and isinstance(value, str | float)
+            }
+            content = yaml.safe_dump({**values, **alone}) if alone else content
+        return super().parse_string(content, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         prog, said = self.prog.replace(" [options]", ""), " ".join(message.split())
@@ -91,9 +104,3 @@ def flags_of(given: jsonargparse.Namespace) -> dict[str, Any]:
 def write_flags(folder: Path, given: jsonargparse.Namespace) -> None:
     """Write ``folder/config.yaml`` for a command that is not one training run."""
     atomic_write(folder / CONFIG, yaml.safe_dump(flags_of(given), sort_keys=False))
-
-
-def existing_folder(name: str, folder: Path) -> None:
-    """Raise ``FileNotFoundError`` unless ``folder`` is there."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name} is not a folder: {folder}")

@@ -1,6 +1,7 @@
 """Make a dense model of any size from a pre-trained bank; writes model.safetensors, config.json and how they came about.
 
-The model is of the bank's own family; sizes that are not named are as in the pre-trained model.
+The model is of the bank's own family, for the bank's own data if none are named; sizes that are not named are as in the
+pre-trained model.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class InitFlags:
     Args:
         bank: folder of a bank that weit pretrain or weit demo wrote.
         out: folder for the model.
-        steps: steps of scaler fitting; 0 for the first guess alone, without data.
+        steps: steps of scaler fitting; 0 for the first guess alone.
         lr: learning rates of scaler fitting, one or several; the one with the lowest loss on held-out items is taken.
         batch_size: items in a step.
         seed: of the data's order.
+        mixed_precision: of the fitting: no, bf16 or fp16.
     """
 
     bank: Path
@@ -49,12 +51,18 @@ class InitFlags:
     lr: list[float] = field(default_factory=lambda: list(FIT_RATES))
     batch_size: int = 64
     seed: int = 0
+    mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
         take_whole(self, "steps", 0)
         object.__setattr__(self, "lr", list(dict.fromkeys(self.lr)))
         for rate in self.lr:
-            TrainConfig(lr=rate, batch_size=self.batch_size, seed=self.seed)
+            TrainConfig(lr=rate, **self.how)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The fields of ``TrainConfig`` beside steps and rate."""
+        return {"batch_size": self.batch_size, "seed": self.seed, "mixed_precision": self.mixed_precision}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -68,12 +76,12 @@ def run(parser: Parser, given: Namespace) -> None:
     bank = TemplateBank.from_pretrained(flags.bank)
     if bank.source is None or not {"model", "arguments"} <= bank.source.config.keys():
         raise ValueError(f"bank must come with the model it was pre-trained in, but {flags.bank} names none")
-    task, model = data.task(), bank.source.config["model"]
+    task, model = data.or_else(bank.source.config).task(), bank.source.config["model"]
     of_data = task.arguments(model, {})
     size = sizes.or_else(
         {name: value for name, value in bank.source.config["arguments"].items() if name not in of_data}
     )
-    fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, "batch_size": flags.batch_size, "seed": flags.seed}
+    fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, **flags.how}
     with atomic_dir(flags.out, known=[_FITTING]) as folder:
         if flags.steps:
             fit["run_dir"] = folder / _FITTING
@@ -84,7 +92,7 @@ def run(parser: Parser, given: Namespace) -> None:
             for record in (folder / _FITTING).rglob(METRICS):
                 shutil.rmtree(record.parent / CHECKPOINTS, ignore_errors=True)  # who fits again begins anew
                 plot_run(record.parent)
-    found = scores(task, network, "validation")
+        found = scores(task, network, "validation")
     if flags.steps and len(flags.lr) > 1:
         print(_rates_seen(flags))
     numbers = sum(parameter.numel() for parameter in network.parameters())

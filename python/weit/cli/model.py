@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from weit.engine.processes import training_device
 from weit.models.sizes import parse_size
 from weit.tasks import Size, Task, load_task
 
@@ -18,7 +21,7 @@ class DataFlags:
     """Which task.
 
     Args:
-        family: classification, generation or control.
+        family: classification (the default), generation or control.
         data: of that family: digits or fashion-mnist, or for your own images folder or hf-dataset; latents for generation
             from a file of your own; an environment such as Hopper-v5 for control.
         root: folder or file of the data, if it is not in the usual place. Of your own images: CLASS/*.jpg, or that in each
@@ -27,14 +30,21 @@ class DataFlags:
         augment: of your own images in training: crop (the default), randaugment or none.
     """
 
-    family: str = "classification"
+    family: str | None = None
     data: str | None = None
     root: Path | None = None
     image_size: int | None = None
     augment: str | None = None
 
     def task(self) -> Task:
-        return load_task(self.data, self.root, self.family, image_size=self.image_size, augment=self.augment)
+        family = self.family or "classification"
+        return load_task(self.data, self.root, family, image_size=self.image_size, augment=self.augment)
+
+    def or_else(self, made_for: Mapping[str, Any]) -> DataFlags:
+        """Where they name no task, that of a bank: its ``{"family", "data"}``."""
+        family = self.family or made_for.get("family")
+        same = self.data is None and family == made_for.get("family")
+        return replace(self, family=family, data=made_for.get("data") if same else self.data)
 
 
 @dataclass(frozen=True)
@@ -68,10 +78,12 @@ class SizeFlags:
 
 
 def scores(task: Task, network: nn.Module, *splits: str) -> str:
-    """What ``network`` scores on each split, in words."""
-    found = []
+    """What ``network`` scores on each split, in words; where it would be trained, which it comes back from."""
+    found, device = [], next(network.parameters()).device
+    network.to(training_device())
     for split in splits:
         values = task.evaluate(network, split)
         found += [f"{split} {metric.label} {metric.show(values[metric.name])}" for metric in task.metrics
                   if metric.name in values]  # fmt: skip
+    network.to(device)
     return ", ".join(found)

@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from weit.compare.pool import default_workers
 from weit.engine.config import PRECISIONS, require
+from weit.engine.processes import usable_cores
 from weit.fitting import FIT_RATES
 from weit.models.sizes import parse_size, usual_smaller
 from weit.rivals import RIVALS
@@ -172,4 +172,4 @@ class CompareConfig:
     @property
     def processes(self) -> int:
         """How many workers to start."""
-        return self.workers or default_workers()
+        return self.workers or usable_cores()

@@ -9,12 +9,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from weit.bank import BankSpec, TemplateBank
 from weit.by_name import build, pretrain_bank, start_from_bank, train_dense
 from weit.engine import TrainConfig
+from weit.engine.processes import training_device
 from weit.models import load_model, save_model
 from weit.models.sizes import training_flops
 from weit.pretrain import PretrainConfig
@@ -67,7 +67,7 @@ def make_source(
     """Train a dense model for rivals to take from, into ``folder``."""
     config, loaded = TrainConfig(**settings), _load(**task)
     arguments = loaded.arguments(model, size)
-    network, progress = build(loaded, model, size, config.seed).to(_device()), _Ticks(report, config)
+    network, progress = build(loaded, model, size, config.seed).to(training_device()), _Ticks(report, config)
     started = time.perf_counter()
     train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     seconds = time.perf_counter() - started
@@ -109,7 +109,7 @@ def try_rate(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[st
     """
     try:
         loaded, config, network = begin_cell(paths, **cell)
-        network.to(_device())
+        network.to(training_device())
         progress = _Ticks(report, config)
         train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     except FloatingPointError:
@@ -123,10 +123,15 @@ def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[
     end on the test split in full.
 
     ``cell`` is as ``begin_cell`` takes it. A run whose loss or score becomes infinite ends with the worst score that it had
-    on the way.
+    on the way; one whose rival finds no start at all keeps the scores of a fresh model.
     """
-    loaded, config, network = begin_cell(paths, **cell)
-    network.to(_device())
+    try:
+        loaded, config, network = begin_cell(paths, **cell)
+        begun = True
+    except FloatingPointError:
+        loaded, config, network = begin_cell({}, **{**cell, "initializer": "scratch", "start": {}})
+        begun = False
+    network.to(training_device())
     metric, progress = loaded.metrics[0], _Ticks(report, config)
 
     def scores(quick: bool) -> dict[str, float]:
@@ -144,6 +149,8 @@ def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[
     steps = [*range(0, config.steps, config.evaluate_every), config.steps]
     started = time.perf_counter()
     try:
+        if not begun:
+            raise FloatingPointError("a rival's learning diverged")
         train_dense(loaded, network, config, evaluate=evaluate, progress=False)
         seconds = time.perf_counter() - started
         final = scores(quick=False)
@@ -186,11 +193,6 @@ def begin_cell(
             learning["distance"] = loaded.distance
     network = build(loaded, model, size, config.seed)
     return loaded, config, RIVALS[initializer](network, source, seed=config.seed, **learning)
-
-
-def _device() -> torch.device:
-    """Where accelerate trains; a model that is there already is scored there too, before training and after."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class _Ticks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import sys
 import traceback
@@ -42,11 +41,6 @@ class Job:
     arguments: dict[str, Any]
     paths: dict[str, Path] = field(default_factory=dict)
     work: float = 1.0
-
-
-def default_workers() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     RandomSampler,
@@ -17,7 +18,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from weit.engine.seeds import mix, reseed_all
+from weit.engine.seeds import ITEMS, ORDER, PARTS, mix, reseed_all
 
 Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | Sequence[Tensor]"
 """A map-style data set of items (input, target), a list of them too; a data loader over one; or a pair of tensors (inputs,
@@ -28,7 +29,6 @@ Where a model takes several inputs, a data set's ``input`` is a tuple of tensors
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Batch: TypeAlias = tuple[Inputs, Tensor]
 
-_ORDER, _ITEMS, _PARTS = 1, 2, 4  # what a seed is drawn for, so that streams have nothing in common; 3 is loop.py's
 _IGNORED = -100  # the label that torch's cross-entropy leaves out by default
 
 
@@ -123,7 +123,7 @@ class Batches:
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(mix(self._seed, _ORDER, epoch))
+            generator = torch.Generator().manual_seed(mix(self._seed, ORDER, epoch))
             self._order = epoch, torch.randperm(self.count, generator=generator)
         return self._order[1]
 
@@ -136,14 +136,24 @@ class _SeededItems(Dataset[Any]):
 
     def __getitems__(self, key: tuple[int, list[int]]) -> list[Any]:
         step, indices = key
-        reseed_all(mix(self._seed, _ITEMS, step, self._rank))
+        reseed_all(mix(self._seed, ITEMS, step, self._rank))
         if hasattr(self._dataset, "__getitems__"):
             return self._dataset.__getitems__(indices)
         return [self._dataset[i] for i in indices]
 
 
-def split(data: Data, share: int, most: int, seed: int) -> tuple[Data, Data]:
-    """Two parts of ``data``: all but one in ``share`` of its items, and those, at most ``most``, drawn at random.
+def item_count(data: Data) -> int:
+    """How many items ``data`` holds.
+
+    Raises:
+        TypeError, ValueError: as ``Batches``.
+    """
+    dataset: Any = _dataset_of(data) if isinstance(data, DataLoader) else data
+    return _count(dataset, _as_tensors(dataset))
+
+
+def split(data: Data, held: int, seed: int) -> tuple[Data, Data]:
+    """Two parts of ``data``: ``held`` of its items, drawn at random, come second, all others first.
 
     A single item makes both parts. A part of tensors in memory is a copy; a part of a loader is a loader like it.
 
@@ -153,8 +163,7 @@ def split(data: Data, share: int, most: int, seed: int) -> tuple[Data, Data]:
     dataset: Any = _dataset_of(data) if isinstance(data, DataLoader) else data
     tensors = _as_tensors(dataset)
     count = _count(dataset, tensors)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, _PARTS)))
-    held = max(1, min(count // share, most))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, PARTS)))
     parts: list[Data] = []
     for index in (order[held:] if count > 1 else order, order[:held]):
         if tensors is not None:
@@ -171,8 +180,12 @@ def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def _dataset_of(loader: DataLoader[Any]) -> Any:
-    if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
-        sampler = type(loader.sampler).__name__
+    own = [loader.sampler, getattr(loader.batch_sampler, "sampler", loader.sampler)]
+    foreign = [each for each in own if not isinstance(each, RandomSampler | SequentialSampler)]
+    if type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        foreign.append(loader.batch_sampler)
+    if foreign:
+        sampler = type(foreign[0]).__name__
         raise ValueError(f"data draws by its own {sampler}, but the order follows from the seed; pass its data set")
     return loader.dataset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from weit.engine.data import Batches, Data, split, tensors_of
+from weit.engine.data import Batches, Data, item_count, split, tensors_of
 from weit.engine.loop import limit_labels
 from weit.engine.objective import Loss, outputs_of
 from weit.engine.seeds import own_randomness
@@ -15,7 +15,9 @@ _SHARE, _MOST = 10, 16
 
 
 class HeldOut:
-    """Every tenth item of ``data``, drawn at random, but at most 16 batches; called, the mean loss there.
+    """Every tenth item of ``data``, drawn at random, in whole batches, but at most 16; called, the mean loss there.
+
+    Fewer items than a batch are one batch.
 
     Args:
         data, loss, batch_size, seed: as for ``weit.engine.train``.
@@ -29,10 +31,14 @@ class HeldOut:
     """
 
     def __init__(self, data: Data, model: nn.Module, loss: Loss, batch_size: int, seed: int) -> None:
-        self.rest, held = split(data, _SHARE, _MOST * batch_size, seed)
-        self._batches, self._loss, self._seed = Batches(held, batch_size, seed=seed), loss, seed
-        self._steps = max(1, self._batches.count // batch_size)
-        limit_labels(model, self._batches, loss)
+        share = max(1, item_count(data) // _SHARE)
+        size = min(share, batch_size)
+        self._steps = min(share // size, _MOST)
+        self.rest, held = split(data, self._steps * size, seed)
+        self._loss, self._seed = loss, seed
+        with own_randomness(seed):
+            self._batches = Batches(held, size, seed=seed)
+            limit_labels(model, self._batches, loss)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """``{"held_out_loss": …}`` of a model in evaluation mode, on its device."""
@@ -40,5 +46,5 @@ class HeldOut:
         with own_randomness(self._seed), torch.no_grad():
             for inputs, targets in self._batches.stream(0, self._steps):
                 outputs = outputs_of(model, tuple(tensor.to(device) for tensor in tensors_of(inputs)))
-                total += self._loss(outputs, targets.to(device)).item() / self._steps
-        return {HELD_OUT_LOSS: total}
+                total += self._loss(outputs, targets.to(device)).item()
+        return {HELD_OUT_LOSS: total / self._steps}

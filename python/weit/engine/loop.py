@@ -18,15 +18,14 @@ from tqdm import tqdm
 from weit.engine.blocks import blocks_of, recomputed
 from weit.engine.config import TrainConfig
 from weit.engine.data import Batches, Data, Inputs, tensors_of
+from weit.engine.modes import kept_modes
 from weit.engine.objective import Loss, Objective, Supervised, WithObjective, outputs_of
 from weit.engine.processes import Processes
 from weit.engine.run_folder import Record, RunFolder
-from weit.engine.seeds import mix, own_randomness, reseed
+from weit.engine.seeds import STEP, mix, own_randomness, reseed
 
 if TYPE_CHECKING:
     from weit.engine.sharding import ShardedCopy
-
-_STEP = 3  # what a seed is drawn for; see data.py for the others
 
 
 def train(
@@ -47,10 +46,10 @@ def train(
     """Train those parameters of ``model`` that require gradients, in place.
 
     Devices, mixed precision and several processes are accelerate's (start with ``torchrun`` or ``accelerate launch``). The
-    model comes back on the device and in the mode it came in, the caller's random state is left alone, and the result
-    depends on the arguments only: a resumed run ends with the same bits as one that was never interrupted, and to rounding
-    it does not depend on the number of processes. After an error in a sharded run the model holds no numbers; its
-    checkpoints do.
+    whole model is in training mode meanwhile, and comes back on the device and in the modes it came in. The caller's random
+    state is left alone, and the result depends on the arguments only: a resumed run ends with the same bits as one that was
+    never interrupted, and to rounding it does not depend on the number of processes. After an error in a sharded run, but
+    for a loss that is not finite, the model holds no numbers; its checkpoints do.
 
     Args:
         model: inputs → outputs, a tensor or an object with ``.logits``; several inputs come as several arguments.
@@ -89,7 +88,7 @@ def train(
         raise ValueError(f"batch_size must be a multiple of processes × accumulate = {parts}, got {config.batch_size}")
     if config.activation_checkpointing and not blocks_of(model):
         raise ValueError("activation_checkpointing needs a model with blocks in a ModuleList or Sequential, found none")
-    device, training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
 
     def prepare() -> tuple[Batches, RunFolder | None]:
         here = {"rank": processes.rank, "world": processes.count}
@@ -102,13 +101,13 @@ def train(
         return batches, RunFolder(run_dir, known, flags=flags, resume=resume, keep=config.keep_checkpoints)
 
     try:
-        with own_randomness(config.seed), torch.enable_grad():
+        with kept_modes(model), own_randomness(config.seed), torch.enable_grad():
             # Together, before one of them writes what others may still be looking at.
             batches, folder = processes.together(prepare)
             run = _Run(model, batches, config, objective or Supervised(loss), evaluate, folder, processes)
             return run.finish(progress and processes.is_main)
     finally:
-        model.to(device).train(training)
+        model.to(device)
 
 
 class _Run:
@@ -182,7 +181,7 @@ class _Run:
 
     def _update(self, inputs: Inputs, targets: Tensor) -> None:
         config, accelerator = self.config, self.accelerator
-        reseed(mix(config.seed, _STEP, self.step, self.processes.rank))
+        reseed(mix(config.seed, STEP, self.step, self.processes.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step)
         several = [tensor.chunk(config.accumulate) for tensor in (*tensors_of(inputs), targets)]
@@ -210,6 +209,8 @@ class _Run:
         first = self.step - len(losses)
         for i, value in enumerate(losses):
             if not isfinite(value):
+                if self.sharded is not None:
+                    self.sharded.fill()
                 step = f"step {first + i + 1} of {self.config.steps}"
                 raise FloatingPointError(f"loss became {value} in {step}; a smaller lr may help")
         self.pending.clear()
@@ -229,9 +230,9 @@ class _Run:
     def _scores(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> Mapping[str, float]:
         with nullcontext() if self.sharded is None else self.sharded.filled(), torch.no_grad():
             self.model.eval()
-            found = evaluate(self.model)
+            found = dict(evaluate(self.model))
             self.model.train()
-        return found
+        return self.processes.of_first(found)
 
     def _save(self, folder: RunFolder) -> None:
         scaler = self.accelerator.scaler
@@ -260,10 +261,9 @@ def limit_labels(model: nn.Module, batches: Batches, loss: Loss) -> None:
     inputs, targets = batches.batch(0)
     if targets.is_floating_point():
         return
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    with torch.no_grad():
+    device = next(model.parameters()).device
+    with kept_modes(model), torch.no_grad():
+        model.eval()
         logits = outputs_of(model, tuple(tensor[:1].to(device) for tensor in tensors_of(inputs)))
-    model.train(training)
     if logits.dim() == 2:
         batches.limit_labels(logits.shape[1])

@@ -9,14 +9,29 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+)
 
 Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_main_process() -> bool:
     """Whether this is the process that prints and writes what there is one of; asked once training has begun."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def training_device() -> torch.device:
+    """Where models are trained: a GPU with CUDA or ROCm, else the CPU, as the operators run on no other devices."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 
 
 class Processes:
@@ -36,7 +51,7 @@ class Processes:
             AcceleratorState._reset_state()  # accelerate holds a process to the precision it first asked for
         self.accelerator = Accelerator(
             # Without this, processes that torchrun started where there are CPUs only would each train alone.
-            cpu=not torch.accelerator.is_available(),
+            cpu=training_device().type == "cpu",
             mixed_precision=mixed_precision,
             # Given, since accelerate would otherwise take a number from its environment and divide by it once more.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -51,6 +66,10 @@ class Processes:
         started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
         if started != self.count:
             raise RuntimeError(f"{started} processes were started together, but accelerate connects {self.count}")
+
+    def of_first(self, value: Result) -> Result:
+        """``value`` of the first process, on every one."""
+        return broadcast_object_list([value])[0] if self.count > 1 else value
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Run ``action`` on every process; where one fails, all raise, so that none is left waiting for the others.

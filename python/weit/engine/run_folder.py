@@ -17,7 +17,7 @@ from weit.engine.processes import Processes
 from weit.files import atomic_write
 
 Record = dict[str, float]
-CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+CONFIG, SETTINGS, METRICS, CHECKPOINTS = "config.yaml", "settings.json", "metrics.jsonl", "checkpoints"
 
 
 class RunFolder:
@@ -56,7 +56,7 @@ class RunFolder:
         self._flags = self._config if flags is None else dict(flags)
         self._keep = keep
         self._checkpoints, self._metrics = self.path / CHECKPOINTS, self.path / METRICS
-        self._settings = self.path / "settings.json"
+        self._settings = self.path / SETTINGS
         self.checkpoint: Checkpoint | None = None
         self.history: list[Record] = []
         if resume:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+ORDER, ITEMS, STEP, SIZE, PARTS = range(1, 6)
+"""What a seed is drawn for, the second part of ``mix``, so that no two streams have anything in common."""
+
 _MASK = (1 << 64) - 1
 
 
@@ -32,7 +35,7 @@ def uniform(*parts: int) -> float:
 
 
 def reseed(seed: int) -> None:
-    """Seed torch's generators of the CPU and of the current accelerator; cheap enough for every step."""
+    """Seed torch's generators of the CPU and of CUDA; cheap enough for every step."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)

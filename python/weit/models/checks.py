@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weit_kernels.shapes import as_int
+
 
 def check_sizes(mlp_ratio: float, *, width: int, **sizes: int) -> int:
     """Hidden features of an MLP; raise `ValueError` unless all sizes are positive integers that go together.
@@ -23,5 +25,6 @@ def check_sizes(mlp_ratio: float, *, width: int, **sizes: int) -> int:
 def check_positive(**sizes: int) -> None:
     """Raise `ValueError` unless all sizes are positive integers."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        number = as_int(size)
+        if number is None or number < 1:
             raise ValueError(f"{name} must be a positive integer, got {size!r}")

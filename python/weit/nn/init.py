@@ -34,16 +34,6 @@ def default_template_size(sizes: Sequence[int]) -> int:
     return ceil(largest / round(largest / target))
 
 
-def template_scale(fan_in: int) -> float:
-    """Root mean square of fresh templates; scalers make up the rest of the dense weight's scale.
-
-    Templates are given the size of the weights they stand for, ``1 / sqrt(3 fan_in)``, so that they also
-    learn at the rate that suits dense weights. Scalers, which mix ``N`` of them, then have a root mean square
-    of ``1 / sqrt(N)``.
-    """
-    return weight_scale(fan_in)
-
-
 def weight_scale(fan_in: int) -> float:
     """Standard deviation of torch's fresh linear and convolution weights: ``kaiming_uniform_(a=sqrt(5))``."""
     return 1 / sqrt(3 * fan_in)
@@ -51,8 +41,12 @@ def weight_scale(fan_in: int) -> float:
 
 @torch.no_grad()
 def reset_templates(templates: Tensor, fan_in: int) -> None:
-    """Draw ``templates (N, p, q, *kernel)`` anew, uniform, for layers with ``fan_in`` inputs an output."""
-    bound = sqrt(3) * template_scale(fan_in)
+    """Draw ``templates (N, p, q, *kernel)`` anew, uniform, for layers with ``fan_in`` inputs an output.
+
+    They are given the size of the weights they stand for, so that they also learn at the rate that suits dense weights.
+    Scalers, which mix ``N`` of them, make up the rest: their root mean square is ``1 / sqrt(N)``.
+    """
+    bound = sqrt(3) * weight_scale(fan_in)
     templates.uniform_(-bound, bound)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from weit.compare import Comparison
 from weit.compare.config import LONGER, WEIT
 from weit.compare.summary import Outcome
+from weit.files import atomic_write
 from weit.report.text import LABELS
 
 _COLOURS = {
@@ -65,7 +67,9 @@ def _plot(comparison: Comparison, path: Path, names: list[str], xlabel: str, by_
         ncols=min(len(names), 5),
         frameon=False,
     )
-    figure.savefig(path)
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    atomic_write(path, picture.getvalue())
 
 
 def _draw(axis: Axes, outcome: Outcome, by_work: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from weit.engine.processes import usable_cores
 from weit.tasks.classification import Classification, stratified
 from weit.tasks.image_folder import ImageClasses, read_folder
 from weit.tasks.saved_dataset import SavedImages, read_saved
@@ -145,6 +146,5 @@ def _idle_cores() -> int:
     """Cores that training leaves to each of its processes for reading images, up to 8."""
     if multiprocessing.current_process().daemon:  # which may have no children
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     training = 1 if torch.cuda.is_available() else torch.get_num_threads()
-    return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - training))
+    return max(0, min(_MOST_WORKERS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - training))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weit.engine.freezing import frozen
 from weit.engine.seeds import own_randomness
 from weit.tasks.rollout import make_environment, returns
+from weit_kernels.shapes import as_int
 
 _SEEDS = 30_000  # of the first episode that a point of the curve is measured on
 _DISCOUNT = 0.99
@@ -78,7 +79,8 @@ def fine_tune(
     """
     counts = {"steps": steps, "evaluate_every": evaluate_every, "episodes": episodes, "episode_steps": episode_steps}
     for argument, value in counts.items():
-        if not isinstance(value, int) or value < 1:
+        number = as_int(value)
+        if number is None or number < 1:
             raise ValueError(f"{argument} must be a positive int, got {value!r}")
     judges = [make_environment(name) for _ in range(episodes)]
     try:
@@ -110,7 +112,7 @@ def fine_tune(
         )
         curve = [Point(0, score())]
         with ExitStack() as actor:
-            actor.enter_context(_still([*policy.parameters(), algorithm.policy.log_std]))
+            actor.enter_context(frozen([*policy.parameters(), algorithm.policy.log_std]))
 
             def before_rollout(done: int) -> None:
                 if done >= critic_first:
@@ -121,19 +123,6 @@ def fine_tune(
             algorithm.learn(steps, callback=BeforeRollouts(before_rollout))
         curve.append(Point(algorithm.num_timesteps, score()))
     return curve
-
-
-@contextmanager
-def _still(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Keeps the parameters from learning for a while."""
-    learned = [parameter for parameter in parameters if parameter.requires_grad]
-    try:
-        for parameter in learned:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
 
 
 def _windowed(environment: Any, mean: Tensor, std: Tensor, context: int) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from weit.engine import Data
+from weit.engine.modes import kept_modes
 from weit.engine.objective import Loss
 from weit.models.sizes import Size
 
@@ -83,13 +84,9 @@ class Task(ABC):
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
     """Evaluation mode and no gradients for ``model``; gives the device it is on."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
-    finally:
-        model.train(was_training)
+    with kept_modes(model), torch.inference_mode():
+        model.eval()
+        yield next(model.parameters()).device
 
 
 def check_split(split: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import weit
 from weit.cli import main
+from weit.cli.model import DataFlags
 
 COMMANDS = ("demo", "pretrain", "init", "train", "compare", "doctor")
 TINY = ["--steps", "4", "--batch-size", "8", "--checkpoint-every", "2", "--log-every", "2"]
@@ -91,6 +92,22 @@ def test_a_yaml_file_stands_for_flags(bank: Path, tmp_path: Path) -> None:
     assert run("init", "--config", tmp_path / "init.yaml", "--out", tmp_path / "b", "--seed", 6) == 0
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert any(not torch.equal(a[name], b[name]) for name in a)
+    with (tmp_path / "init.yaml").open("a") as file:
+        file.write("lr: 0.01\n")  # one number stands for a list of one
+    assert run("init", "--config", tmp_path / "init.yaml", "--out", tmp_path / "one") == 0
+    assert (tmp_path / "one/fitting/metrics.jsonl").is_file()
+
+
+def test_init_takes_the_data_that_the_bank_was_made_for() -> None:
+    bank = {"family": "generation", "data": "fashion-mnist"}
+    for given, family, data in (
+        (DataFlags(), "generation", "fashion-mnist"),
+        (DataFlags(family="generation"), "generation", "fashion-mnist"),
+        (DataFlags(data="digits"), "generation", "digits"),
+        (DataFlags(family="classification"), "classification", None),
+    ):
+        assert (given.or_else(bank).family, given.or_else(bank).data) == (family, data)
+    assert DataFlags().or_else({}).task().name == "digits"
 
 
 def test_the_config_of_a_run_gives_it_again(bank: Path, tmp_path: Path) -> None:

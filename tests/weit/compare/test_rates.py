@@ -6,6 +6,8 @@ import pytest
 
 from tests.weit.compare.miniature import TARGETS, Here
 from weit.compare import CompareConfig, compare, jobs
+from weit.models import create_model, save_model
+from weit.tasks import load_task
 from weit.tasks.classification import Classification
 
 
@@ -44,6 +46,21 @@ def test_a_rate_that_blows_up_is_an_answer(tmp_path):
     assert result["test"] == {"accuracy": worst}
     assert [step for step, _ in result["curve"]] == [0, 2, 4, 6]
     assert jobs.try_rate(tmp_path, {}, lambda share: None, **arguments) == {"score": None}
+
+
+def test_a_rival_that_finds_no_start_keeps_the_scores_of_a_fresh_model(tmp_path):
+    task = load_task("digits")
+    arguments = task.arguments("vit", {"width": 16, "depth": 1})
+    save_model(create_model("vit", **arguments), tmp_path / "source", "vit", arguments)
+    settings = {"steps": 4, "batch_size": 8, "lr": 1e-3, "evaluate_every": 2}
+    cell = {"task": {"data": "digits"}, "model": "vit", "size": {"width": 16, "depth": 1}, "settings": settings}
+    learn = {"steps": 3, "batch_size": 8, "lr": 1e30}
+    run = tmp_path, {"source": tmp_path / "source"}, lambda share: None
+    lost = jobs.train_cell(*run, **cell, initializer="distillation", start={"learn": learn})
+    fresh = jobs.train_cell(tmp_path, {}, lambda share: None, **cell, initializer="scratch", start={})
+    assert [score for _, score in lost["curve"]] == [fresh["curve"][0][1]] * 3
+    assert lost["test"] == {"accuracy": fresh["curve"][0][1]}
+    assert jobs.try_rate(*run, **cell, initializer="distillation", start={"learn": learn}) == {"score": None}
 
 
 def test_scores_that_are_no_numbers_count_as_a_rate_that_blew_up(tmp_path, monkeypatch):

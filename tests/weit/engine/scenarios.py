@@ -99,6 +99,27 @@ def halves(**changes: Any) -> Result:
     return model.whole, train(model, Halves(), replace(DENSE, **changes), progress=False)
 
 
+def fitted(**changes: Any) -> Result:
+    """Scalers at the better of two rates; at the first one the loss is infinite."""
+    torch.manual_seed(0)
+    source, model = vit().double(), vit(16, 2).double()
+    inputs, targets = images(200)
+    made = weit.kronify(source, SPEC)
+    weit.kronify(model, made)
+    settings = {"steps": 6, "batch_size": 16, "lr": [1e300, 1e-2], **changes}
+    return model, weit.fit_scalers(model, made, (inputs.double(), targets), **settings)
+
+
+def ranked() -> Result:
+    """Scores that are the process's number."""
+    model = vit().double()
+    inputs, targets = images()
+    rank = {"rank": float(os.environ.get("RANK", 0))}
+    history = train(model, (inputs.double(), targets), DENSE, evaluate=lambda _: rank, progress=False)
+    assert history[-1]["rank"] == 0, "scores are the first process's on all of them"
+    return model, history
+
+
 def _evaluate(model: nn.Module) -> dict[str, float]:
     inputs, labels = images(40, seed=9)
     with torch.inference_mode():
@@ -225,6 +246,9 @@ RUNS: dict[str, Callable[[Path], Result]] = {
     "bank_resumed": lambda out: bank(out / "bank_of_one", resume=True, **FSDP),
     "slowly_resumed": lambda out: dense(out / "run", resume=True, **FSDP),
     "slowly_whole": lambda out: dense(out / "whole", **FSDP),
+    "fitted_ddp": lambda out: fitted(),
+    "fitted_fsdp": lambda out: fitted(**FSDP),
+    "ranked": lambda out: ranked(),
     "halves": lambda out: halves(workers=1, accumulate=2, **FSDP),
 }
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.weit.toys import images, vit
-from weit.engine.data import split
+from weit.engine.data import item_count, split
 from weit.engine.held_out import HELD_OUT_LOSS, HeldOut
 
 COUNT = 205
@@ -42,18 +42,17 @@ def seen(part: object) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["tensors", "tensor data set", "items", "list", "loader"])
 def test_parts_are_drawn_at_random_and_complete_each_other(kind: str) -> None:
-    rest, held = (seen(part) for part in split(numbered(kind), share=10, most=1000, seed=3))
-    assert len(held) == COUNT // 10
+    rest, held = (seen(part) for part in split(numbered(kind), 20, seed=3))
+    assert len(held) == 20
     assert sorted(rest + held) == list(range(COUNT))
     assert held != sorted(held)
-    assert held == seen(split(numbered("tensors"), share=10, most=1000, seed=3)[1])
-    assert held != seen(split(numbered(kind), share=10, most=1000, seed=4)[1])
-    assert len(seen(split(numbered(kind), share=10, most=7, seed=3)[1])) == 7
+    assert held == seen(split(numbered("tensors"), 20, seed=3)[1])
+    assert held != seen(split(numbered(kind), 20, seed=4)[1])
+    assert item_count(numbered(kind)) == COUNT
 
 
-def test_few_items_still_make_two_parts() -> None:
-    assert [len(seen(part)) for part in split(images(3), share=10, most=16, seed=0)] == [2, 1]
-    assert [seen(part) for part in split(images(1), share=10, most=16, seed=0)] == [[0], [0]]
+def test_a_single_item_makes_both_parts() -> None:
+    assert [seen(part) for part in split(images(1), 1, seed=0)] == [[0], [0]]
 
 
 class Noisy(nn.Module):
@@ -67,28 +66,28 @@ class Noisy(nn.Module):
         return self.scale * torch.randn(len(x), 4)
 
 
-@pytest.mark.parametrize("batch_size", [5, 20, 64])
-def test_the_loss_is_the_mean_over_the_held_out_items(batch_size: int) -> None:
-    data, model = images(200), vit().eval()
-    inputs, targets = split(data, share=10, most=16 * batch_size, seed=2)[1]
-    found = HeldOut(data, model, F.cross_entropy, batch_size, seed=2)(model)[HELD_OUT_LOSS]
-    whole = F.cross_entropy(model(inputs), targets).item()
-    if batch_size <= len(targets):
-        assert found == pytest.approx(whole, rel=1e-5)
-    else:  # 64 draws of 20 items: each comes three or four times
-        assert found == pytest.approx(whole, rel=0.3)
+@pytest.mark.parametrize(
+    ("batch_size", "count", "held"), [(1, 200, 16), (5, 200, 20), (8, 200, 16), (64, 200, 20), (4, 3, 1)]
+)
+def test_the_loss_is_the_mean_over_the_held_out_items(batch_size: int, count: int, held: int) -> None:
+    """Whole batches of every tenth item, 16 at most, or one of fewer."""
+    data, model = images(count), vit().eval()
+    rest, (inputs, targets) = split(data, held, seed=2)
+    held_out = HeldOut(data, model, F.cross_entropy, batch_size, seed=2)
+    assert torch.equal(held_out.rest[0], rest[0])
+    assert held_out(model)[HELD_OUT_LOSS] == pytest.approx(F.cross_entropy(model(inputs), targets).item(), rel=1e-5)
 
 
 def test_randomness_is_the_same_at_each_call_and_none_of_the_callers() -> None:
-    held_out = HeldOut(images(), Noisy(), F.cross_entropy, 16, seed=0)
     state = torch.get_rng_state()
+    held_out = HeldOut(Items(images()), Noisy(), F.cross_entropy, 16, seed=0)
     assert held_out(Noisy()) == held_out(Noisy())
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_bad_items_are_refused_before_any_training() -> None:
     inputs, targets = images(40)
-    held = split((inputs, torch.arange(40)), share=10, most=16, seed=0)[1][1]
+    held = split((inputs, torch.arange(40)), 4, seed=0)[1][1]
     with pytest.raises(ValueError, match="targets must be below the 4 outputs"):
         HeldOut((inputs, targets.index_fill(0, held, 9)), vit(), F.cross_entropy, 16, seed=0)
     with pytest.raises(ValueError, match="finite"):

@@ -23,6 +23,13 @@ pytestmark = pytest.mark.timeout(900)
 MOMENTS = ["3", "7", "half a file", "before the name", "half of an old one"]
 
 
+def a_moment(longest: float) -> float:
+    """Seconds, said where a failed test shows them."""
+    chosen = random.uniform(0, longest)
+    print(f"killed after {chosen} seconds")
+    return chosen
+
+
 def same_end(killed: Path, whole: Path, **changes: int) -> None:
     resumed, again = scenarios.dense(killed, resume=True, **changes)
     expected, history = scenarios.dense(whole, **changes)
@@ -48,7 +55,8 @@ def test_killed_at_a_random_moment(tmp_path: Path) -> None:
     process = forked(scenarios.slowly, tmp_path)
     while not (tmp_path / "run/config.yaml").exists():
         time.sleep(0.01)
-    time.sleep(random.uniform(0, 1.2))
+        assert process.is_alive()
+    time.sleep(a_moment(1.2))
     process.kill()
     process.join()
     same_end(tmp_path / "run", tmp_path / "whole")
@@ -62,7 +70,7 @@ def test_two_processes_killed_at_a_random_moment(moment: int, tmp_path: Path) ->
     while not (tmp_path / "run/config.yaml").exists():
         time.sleep(0.01)
         assert launcher.poll() is None
-    time.sleep(random.uniform(0, 1.5))
+    time.sleep(a_moment(1.5))
     launcher.kill()
     for file in tmp_path.glob("*.pid"):
         os.kill(int(file.stem), signal.SIGKILL)

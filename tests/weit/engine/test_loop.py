@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
 from tests.weit.toys import accuracy, images, vit
 from weit.engine import TrainConfig, train
@@ -242,3 +242,18 @@ class _Listing(nn.Module):
 
     def forward(self, x):
         return [self.inner(x)]
+
+
+def test_frozen_modules_come_back_frozen() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Dropout())
+    model[2].eval()
+    train(model, images(), CONFIG, progress=False)
+    assert [module.training for module in model.modules()] == [True, True, True, False, True]
+
+
+def test_a_loader_with_batches_of_its_own_is_refused() -> None:
+    dataset = TensorDataset(*images())
+    batches = BatchSampler(WeightedRandomSampler(torch.ones(64), 64), 4, drop_last=False)
+    for sampler, name in ((batches, "WeightedRandomSampler"), ([[3, 3], [3, 3]], "list")):
+        with pytest.raises(ValueError, match=f"data draws by its own {name}"):
+            trained(data=DataLoader(dataset, batch_sampler=sampler))

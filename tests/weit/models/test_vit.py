@@ -81,6 +81,7 @@ def test_starting_values_are_xavier_uniform_with_zero_biases():
     ("arguments", "message"),
     [
         ({"width": 0}, "width must be a positive integer, got 0"),
+        ({"depth": True}, "depth must be a positive integer, got True"),
         ({"depth": 2.0}, "depth must be a positive integer, got 2.0"),
         ({"width": 40}, "head_dim must divide width, got head_dim=16, width=40"),
         ({"patch_size": 3}, "patch_size must divide img_size, got patch_size=3, img_size=8"),
