@@ -158,7 +158,7 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> N
 
 def _state(model: nn.Module, matches: list[Match], scalers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict that ``model`` would have when kronified with these scalers, without templates."""
-    state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    state = {key: each.clone() for key, each in model.state_dict().items() if isinstance(each, Tensor)}
     for match in matches:
         for path in match.paths:
             del state[f"{path}.weight"]

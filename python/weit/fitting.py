@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from weit.engine.freezing import frozen
 from weit.engine.held_out import HELD_OUT_LOSS, HeldOut
 from weit.engine.loop import train
 from weit.engine.objective import Loss
-from weit.engine.run_folder import SETTINGS, Record
+from weit.engine.run_folder import SETTINGS, Record, refuse_another_run
 from weit.nn.factors import KronFactors
 
 FIT_RATES = (1e-3, 1e-2)
@@ -58,7 +60,10 @@ def fit_scalers(
     Raises:
         ValueError: no layer of ``model`` has its templates from ``bank``; bad data or settings.
         TypeError: ``bank`` is none; as ``weit.engine.train``.
-        FloatingPointError: the loss became NaN or infinite at each rate; with several, ``model`` is unchanged then.
+        FloatingPointError: the loss became NaN or infinite at each rate.
+        FileExistsError: as ``weit.engine.train``.
+
+    With several rates ``model`` is unchanged after an error.
 
     Source: Xia et al., "WeiT" (arXiv 2604.14769): the target's scalers are trained on little data, templates frozen.
     """
@@ -69,8 +74,7 @@ def fit_scalers(
     shared = {id(parameter) for parameter in bank.parameters()}
     if not any(isinstance(module, KronFactors) and id(module.templates) in shared for module in model.modules()):
         raise ValueError("model must be kronified with bank, but none of its layers has templates from it")
-    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, **settings}
-    configs = [TrainConfig.of({"lr": rate, **settings}) for rate in _rates(lr)]
+    configs = configs_at(lr, steps=steps, batch_size=batch_size, seed=seed, **settings)
     run: dict[str, Any] = {"loss": loss, "progress": progress, "resume": resume}
     with frozen(bank.parameters()):
         if len(configs) == 1:
@@ -78,52 +82,56 @@ def fit_scalers(
         return _train_at_the_best(model, data, configs, run_dir, **run)
 
 
+def configs_at(lr: float | Sequence[float], **settings: Any) -> list[TrainConfig]:
+    """How to train at each of the rates, for ``fit_scalers``.
+
+    Raises:
+        ValueError: no rate, or a field out of range.
+    """
+    try:
+        rates: list[Any] = list(lr)  # type: ignore[arg-type]
+    except TypeError:
+        rates = [lr]
+    configs = {config.lr: config for config in (TrainConfig.of({"lr": rate, **settings}) for rate in rates)}
+    if not configs:
+        raise ValueError("lr must be a positive number or several, got none")
+    return list(configs.values())
+
+
 def rate_folder(run_dir: str | Path, lr: float) -> Path:
     """Where ``fit_scalers`` keeps the record of one of several rates."""
-    return Path(run_dir) / f"lr{lr:g}"
-
-
-def _rates(lr: float | Sequence[float]) -> list[float]:
-    rates: list[Any] = list(lr) if isinstance(lr, list | tuple) else [lr]
-    if not rates:
-        raise ValueError("lr must be a positive number or several, got none")
-    return list(dict.fromkeys(rates))
+    return Path(run_dir) / f"lr{lr!r}"
 
 
 def _train_at_the_best(
     model: nn.Module, data: Data, configs: list[TrainConfig], run_dir: str | Path | None, *, loss: Loss, **run: Any
 ) -> list[Record]:
+    folders = [None if run_dir is None else rate_folder(run_dir, config.lr) for config in configs]
+    for folder in folders:
+        if folder is not None and not run["resume"]:
+            refuse_another_run(folder)
     held_out = HeldOut(data, model, loss, configs[0].batch_size, configs[0].seed)
-    before = _numbers(model)
+    before = copy.deepcopy(model.state_dict())
     least, kept = inf, before
     records: list[Record] = []
     try:
-        for config in configs:
+        for config, folder in zip(configs, folders, strict=True):
             model.load_state_dict(before)
-            folder = None if run_dir is None else rate_folder(run_dir, config.lr)
             # An interrupted run has not come to the last rates.
             begun = folder is None or (folder / SETTINGS).exists() or config is configs[0]
+            own = {**run, "resume": run["resume"] and begun, "run_dir": folder}
             try:
-                found = train(
-                    model,
-                    held_out.rest,
-                    config,
-                    loss=loss,
-                    evaluate=held_out,
-                    run_dir=folder,
-                    **{**run, "resume": run["resume"] and begun},
-                )
+                found = train(model, held_out.rest, config, loss=loss, evaluate=held_out, **own)
             except FloatingPointError:
                 continue
             if found[-1][HELD_OUT_LOSS] < least:  # false for NaN
-                least, records, kept = found[-1][HELD_OUT_LOSS], found, _numbers(model)
-    finally:
-        model.load_state_dict(kept)
-    if not records:
-        tried = ", ".join(f"{config.lr:g}" for config in configs)
-        raise FloatingPointError(f"loss became infinite or NaN at each lr of {tried}; lower ones may help")
+                least, kept, records = found[-1][HELD_OUT_LOSS], copy.deepcopy(model.state_dict()), found
+        if not records:
+            tried = ", ".join(f"{config.lr:g}" for config in configs)
+            raise FloatingPointError(f"loss became infinite or NaN at each lr of {tried}; lower ones may help")
+    except BaseException:
+        with suppress(RuntimeError):  # after most errors in a sharded run the model holds nothing to restore
+            model.load_state_dict(before)
+        raise
+    model.load_state_dict(kept)
     return records
-
-
-def _numbers(model: nn.Module) -> dict[str, Any]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -14,7 +14,7 @@ from weit.convert import kronify, materialize
 from weit.engine.data import Data
 from weit.engine.objective import Loss
 from weit.engine.seeds import own_randomness
-from weit.fitting import FIT_RATES, fit_scalers
+from weit.fitting import FIT_RATES, configs_at, fit_scalers
 from weit.rules import Rules
 from weit.scalers import lay_out
 from weit_kernels.shapes import as_int
@@ -64,13 +64,14 @@ def initialize(
         number = as_int(value)
         if number is None or number < 0:
             raise ValueError(f"{name} must be an int from 0, got {value!r}")
+    fit: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed, **settings}
+    configs_at(steps=max(1, steps), **{name: fit[name] for name in fit.keys() - {"run_dir", "resume"}})
     target = copy.deepcopy(model)
     with own_randomness(seed):
         kronify(target, bank, rules=rules)
     if bank.source is not None:
         lay_out(target, bank.source, depth=depth, seed=seed)
     if data is not None and steps:
-        settings = {"lr": lr, "batch_size": batch_size, "seed": seed, **settings}
-        fit_scalers(target, bank, data, steps, loss=loss, progress=progress, **settings)
+        fit_scalers(target, bank, data, steps, loss=loss, progress=progress, **fit)
     model.load_state_dict(materialize(target).state_dict())
     return model

@@ -138,7 +138,7 @@ def pretrain(
             for parent, before in children:
                 parent._modules.update(before)
         raise
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    state = {name: each.cpu().clone() for name, each in model.state_dict().items() if isinstance(each, Tensor)}
     own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
     bank.source = Source(own, dict(model_config or {}))
     return bank

@@ -39,7 +39,8 @@ def lay_out(model: nn.Module, source: Source, *, depth: str = "prefix", seed: in
     Source: cutting and repeating along the width, WeiT (arXiv 2604.14769); copies that share a weight, Chen et al.
     2016, "Net2Net".
     """
-    target = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_TEMPLATES)}
+    state = model.state_dict().items()
+    target = {name: each for name, each in state if isinstance(each, Tensor) and not name.endswith(_TEMPLATES)}
     counterparts = map_depth(source.state, target, depth)
     _check_family(target, source, counterparts)
     widths, inputs = _widths(model, source, counterparts), input_axes(model)

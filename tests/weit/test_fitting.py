@@ -1,6 +1,7 @@
 """Fitting scalers, at one rate or the best of several."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +99,63 @@ def test_each_of_several_rates_leaves_a_record_and_can_be_resumed(tmp_path: Path
     assert same(numbers(again), numbers(first))
 
 
+def test_numpys_numbers_and_others_that_look_alike_are_rates(tmp_path: Path, bank: weit.TemplateBank) -> None:
+    one, other = target(bank), target(bank)
+    weit.fit_scalers(one, bank, images(), **FIT, lr=np.array([1e-3, 1e-2]), run_dir=tmp_path / "several")
+    weit.fit_scalers(other, bank, images(), **FIT, lr=(1e-3, 1e-2, 1e-3))
+    assert same(numbers(one), numbers(other))
+    weit.fit_scalers(one, bank, images(), **FIT, lr=np.float32(1e-3), run_dir=tmp_path / "one")
+    near = [1e-3, 1e-3 * (1 + 1e-9)]
+    weit.fit_scalers(one, bank, images(), **FIT, lr=near, run_dir=tmp_path / "near")
+    assert len(list((tmp_path / "near").iterdir())) == 2
+
+
+def test_after_an_error_on_the_way_the_model_is_as_before(tmp_path: Path, bank: weit.TemplateBank) -> None:
+    rates, model = [1e-3, 1e-2], target(bank)
+    weit.fit_scalers(model, bank, images(), **FIT, lr=rates, run_dir=tmp_path)
+    damaged = next((rate_folder(tmp_path, 1e-2) / "checkpoints").rglob("model*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    before = numbers(model)
+    with pytest.raises(ValueError, match="damaged"):
+        weit.fit_scalers(model, bank, images(), **FIT, lr=rates, run_dir=tmp_path, resume=True)
+    assert same(numbers(model), before)
+    shutil.rmtree(rate_folder(tmp_path, 1e-3))
+    with pytest.raises(FileExistsError, match=r"lr0\.01"):
+        weit.fit_scalers(model, bank, images(), **FIT, lr=rates, run_dir=tmp_path)
+    assert not rate_folder(tmp_path, 1e-3).exists()  # said before anything is trained
+
+
+class Noting(torch.nn.Module):
+    """A model with state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = vit(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"note": "mine"}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        assert state == {"note": "mine"}
+
+
+def test_state_that_is_no_tensor_is_no_hindrance() -> None:
+    config = weit.PretrainConfig(steps=2, batch_size=8, spec={"templates": 2, "template_shape": (8, 8)})
+    rules = {r".*\.fc1": "fc1"}
+    bank = weit.pretrain(Noting(), images(), config, rules=rules, progress=False)
+    weit.initialize(Noting(), bank, images(), **FIT, rules=rules)
+    extracted, _ = weit.extract_bank(Noting(), {"templates": 2, "template_shape": (8, 8)}, rules=rules)
+    weit.initialize(Noting(), extracted, steps=0, rules=rules)
+
+
 @pytest.mark.parametrize(
     ("lr", "message"),
     [
         ([], "lr must be a positive number or several, got none"),
+        ([[1e-3]], r"lr must be a positive number, got \[0.001\]"),
         ([1e-3, 0.0], "lr must be a positive number, got 0.0"),
         (("fast", 1e-3), "lr must be a positive number, got 'fast'"),
         (None, "lr must be a positive number, got None"),

@@ -95,6 +95,7 @@ def test_what_does_not_fit_changes_nothing(damage: str, bank: weit.TemplateBank)
         ({"steps": -1}, "steps must be an int from 0, got -1"),
         ({"steps": "3"}, "steps must be an int from 0, got '3'"),
         ({"seed": None}, "seed must be an int from 0, got None"),
+        ({"steps": 0, "lr": -1.0}, "lr must be a positive number, got -1.0"),
         ({"speed": 1}, "config has the fields of TrainConfig, but not 'speed'"),
     ],
 )

@@ -155,13 +155,14 @@ def test_interpreted_kernels_win_only_by_agreeing(train: bool, monkeypatch: pyte
     assert (again.path, again.backend) != ("templates_first", "triton")
 
 
+@pytest.mark.parametrize("batch", [1, 2])  # pixels of one map are rows without a copy
 @pytest.mark.parametrize("path", ["templates_first", "scalers_first", "on_the_fly", "panel"])
-def test_backends_run_what_the_planner_says_they_can(path: str) -> None:
+def test_backends_run_what_the_planner_says_they_can(path: str, batch: int) -> None:
     """Linear, pointwise and other convolutions on every backend that does not refuse them, against the definition."""
     from weit_kernels import kron_conv2d, kron_linear, reference
     from weit_kernels.shapes import BACKENDS
 
-    x, T, S = torch.randn(2, 8, 3, 4), torch.randn(2, 3, 4, 1, 1), torch.randn(2, 2, 2)
+    x, T, S = torch.randn(batch, 8, 3, 4), torch.randn(2, 3, 4, 1, 1), torch.randn(2, 2, 2)
     rows = x.movedim(1, -1).reshape(-1, 8)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x, T, S, rows = (t.to(device) for t in (x, T, S, rows))

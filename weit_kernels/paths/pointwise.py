@@ -34,8 +34,8 @@ def conv_functions(
 
 
 def _pixels(maps: Tensor) -> Tensor:
-    """``(B, channels, *spatial)`` → ``(B·pixels, channels)``."""
-    return maps.movedim(1, -1).reshape(-1, maps.shape[1])
+    """``(B, channels, *spatial)`` → contiguous ``(B·pixels, channels)``; of one map ``reshape`` alone would be a view."""
+    return maps.movedim(1, -1).reshape(-1, maps.shape[1]).contiguous()
 
 
 def _maps(pixels: Tensor, like: Any) -> Tensor:

@@ -18,12 +18,11 @@ from weit.bank import TemplateBank
 from weit.by_name import start_from_bank
 from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.cli.model import DataFlags, SizeFlags, scores
-from weit.engine import TrainConfig
 from weit.engine.config import take_whole
 from weit.engine.held_out import HELD_OUT_LOSS
 from weit.engine.run_folder import CHECKPOINTS, METRICS, read_records
 from weit.files import atomic_dir
-from weit.fitting import FIT_RATES, rate_folder
+from weit.fitting import FIT_RATES, configs_at, rate_folder
 from weit.models.folder import write_model
 from weit.report.curves import plot_run
 
@@ -55,9 +54,7 @@ class InitFlags:
 
     def __post_init__(self) -> None:
         take_whole(self, "steps", 0)
-        object.__setattr__(self, "lr", list(dict.fromkeys(self.lr)))
-        for rate in self.lr:
-            TrainConfig(lr=rate, **self.how)
+        configs_at(self.lr, **self.how)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def run(parser: Parser, given: Namespace) -> None:
                 shutil.rmtree(record.parent / CHECKPOINTS, ignore_errors=True)  # who fits again begins anew
                 plot_run(record.parent)
         found = scores(task, network, "validation")
-    if flags.steps and len(flags.lr) > 1:
+    if flags.steps and len(set(flags.lr)) > 1:
         print(_rates_seen(flags))
     numbers = sum(parameter.numel() for parameter in network.parameters())
     print(f"{flags.out}: {model} {size}, {numbers:,} parameters; before training: {found}")

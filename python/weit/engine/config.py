@@ -69,6 +69,9 @@ class TrainConfig:
             take_whole(self, name, 1)
         for name in ("evaluate_every", "checkpoint_every", "seed", "workers"):
             take_whole(self, name, 0)
+        for name in ("lr", "clip_norm", "weight_decay", "warmup"):
+            if is_number(getattr(self, name)):  # NumPy's too, which JSON would not take
+                object.__setattr__(self, name, float(getattr(self, name)))
         require(self, "lr", is_number(self.lr) and 0 < self.lr < inf, "a positive number")
         clip = self.clip_norm
         require(self, "clip_norm", clip is None or (is_number(clip) and 0 < clip < inf), "a positive number or None")
@@ -76,6 +79,7 @@ class TrainConfig:
         require(self, "warmup", is_number(self.warmup) and 0 <= self.warmup <= 1, "a share from 0 to 1")
         pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2
         require(self, "betas", pair and all(is_number(b) and 0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
         require(self, "mixed_precision", self.mixed_precision in PRECISIONS, '"no", "bf16" or "fp16"')
         require(self, "sharding", self.sharding in SHARDINGS, " or ".join(f'"{name}"' for name in SHARDINGS))
         sharded = self.sharding != "none"

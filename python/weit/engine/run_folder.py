@@ -63,8 +63,8 @@ class RunFolder:
             self.checkpoint = self._latest()
             self._compare(self._read_settings() if self.checkpoint is None else self.checkpoint.state["config"])
             self.history = read_records(self._metrics, self.checkpoint.step) if self.checkpoint else []
-        elif self._metrics.exists() or checkpoints(self._checkpoints):
-            raise FileExistsError(f"run_dir holds a run already: {self.path}; resume it, or name another folder")
+        else:
+            refuse_another_run(self.path)
 
     def open(self) -> None:
         """Write the config and the records up to the checkpoint, and begin to take records."""
@@ -129,6 +129,12 @@ class RunFolder:
         if changed:
             found = ", ".join(f"{name}: {saved.get(name)!r} → {self._config.get(name)!r}" for name in changed)
             raise ValueError(f"config differs from that of the run to resume in {self.path} ({found})")
+
+
+def refuse_another_run(path: Path) -> None:
+    """Raise ``FileExistsError`` if ``path`` holds a run."""
+    if (path / METRICS).exists() or checkpoints(path / CHECKPOINTS):
+        raise FileExistsError(f"run_dir holds a run already: {path}; resume it, or name another folder")
 
 
 def read_records(path: Path, last: int | None = None) -> list[Record]:

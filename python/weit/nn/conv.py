@@ -61,7 +61,12 @@ class _KronConv(KronFactors):
         if not isinstance(padding, str):
             steps = (steps[0], per_axis("padding", padding, dims, 0), steps[2])
         # torch's own constructor checks the rest and brings it to its form.
-        dense = self._dense(*sizes, *steps, check_groups(groups), bias, padding_mode, device="meta")
+        try:
+            dense = self._dense(*sizes, *steps, check_groups(groups), bias, padding_mode, device="meta")
+        except ValueError as error:
+            stride, padding, dilation = steps
+            given = f"{in_channels=}, {out_channels=}, {groups=}, {stride=}, {padding=}, {dilation=}, {padding_mode=}"
+            raise ValueError(f"{error}, got {given}") from None
         for name in (*nn.Conv2d.__constants__, "_reversed_padding_repeated_twice"):
             setattr(self, name, getattr(dense, name))
         shape = (self.out_channels, self.in_channels // self.groups)

@@ -157,3 +157,18 @@ def test_pointwise_convolution_is_the_linear_layer():
     conv.load_state_dict(linear.state_dict() | {"templates": linear.templates[..., None, None].detach()})
     x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(conv(x), F.linear(x.movedim(1, -1), linear.weight, linear.bias).movedim(-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": 4}, r"divisible by groups, got in_channels=6, out_channels=8, groups=4"),
+        (
+            {"padding": "same", "stride": 2},
+            r"not supported for strided convolutions, got .*stride=\(2, 2\), padding='same'",
+        ),
+    ],
+)
+def test_what_torch_refuses_is_said_with_what_was_given(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KronConv2d(6, 8, 3, **settings)

@@ -1,6 +1,7 @@
 """Weight tiles synthesised inside the product, and pointwise convolutions as linear layers, against the reference."""
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from weit_kernels.paths.convolution import ConvArgs
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.weit_kernels.triton.direct import DEVICE, operator, poisoned
-from weit_kernels.triton import on_the_fly
+from weit_kernels.triton import on_the_fly, scalers_first, templates_first
 
 HALF_AND_SINGLE = {name: dtype for name, dtype in DTYPES.items() if name != "fp64"}
 # Several tiles on every axis with a ragged end on each: one scaler for a whole tile, one for each element of it,
@@ -83,11 +84,13 @@ def test_only_what_is_needed(wanted: list[bool]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_pointwise_convolutions(dims: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("batch", [1, 2])  # pixels of one map are rows without a copy
+@pytest.mark.parametrize("path", [on_the_fly, templates_first, scalers_first])
+def test_pointwise_convolutions(path: ModuleType, batch: int, dims: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(dims)
-    shapes = [(2, 11, *(4, 3, 2)[:dims]), (3, 5, 6, *(1,) * dims), (3, 4, 2), (18,)]
+    shapes = [(batch, 11, *(4, 3, 2)[:dims]), (3, 5, 6, *(1,) * dims), (3, 4, 2), (18,)]
     operands = [torch.randn(*shape, generator=generator).to(dtype).to(DEVICE) for shape in shapes]
-    ours = operator(on_the_fly, 18, conv=ConvArgs((1,) * dims, (0,) * dims, (1,) * dims))
+    ours = operator(path, 18, conv=ConvArgs((1,) * dims, (0,) * dims, (1,) * dims))
 
     def dense(x, T, S, b):
         return reference.kron_conv(x, T, S, b, out_channels=18)
