@@ -212,7 +212,7 @@ def test_a_model_is_scored_where_it_is_trained(name, compared, prepared, monkeyp
         for _ in range(-(-config.steps // config.evaluate_every)):
             evaluate(network)
 
-    monkeypatch.setattr(jobs, "_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(jobs, "training_device", lambda: torch.device("meta"))
     monkeypatch.setattr(jobs, "train_dense", trained)
     monkeypatch.setattr(jobs, "save_model", lambda *others, **settings: None)
     monkeypatch.setattr(Classification, "evaluate", evaluate)
