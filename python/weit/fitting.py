@@ -88,10 +88,11 @@ def configs_at(lr: float | Sequence[float], **settings: Any) -> list[TrainConfig
     Raises:
         ValueError: no rate, or a field out of range.
     """
+    given: Any = lr
     try:
-        rates: list[Any] = list(lr)  # type: ignore[arg-type]
+        rates = list(given)
     except TypeError:
-        rates = [lr]
+        rates = [given]
     configs = {config.lr: config for config in (TrainConfig.of({"lr": rate, **settings}) for rate in rates)}
     if not configs:
         raise ValueError("lr must be a positive number or several, got none")

@@ -125,7 +125,7 @@ def pretrain(
             config,
             loss=loss,
             objective=objective,
-            evaluate=None if evaluate is None else lambda elastic: evaluate(elastic.model),  # type: ignore[arg-type]
+            evaluate=None if evaluate is None else partial(_evaluate_inside, evaluate),
             run_dir=run_dir,
             resume=resume,
             progress=progress,
@@ -142,6 +142,11 @@ def pretrain(
     own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
     bank.source = Source(own, dict(model_config or {}))
     return bank
+
+
+def _evaluate_inside(evaluate: Callable[[nn.Module], Mapping[str, float]], elastic: Any) -> Mapping[str, float]:
+    """What ``evaluate`` says of the big model, which training sees as an elastic one."""
+    return evaluate(elastic.model)
 
 
 def _check_modules(model: object, smaller: Any, teacher: object, bank: object) -> list[nn.Module]:

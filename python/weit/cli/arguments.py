@@ -31,7 +31,9 @@ class Parser(jsonargparse.ArgumentParser):
             values = None  # jsonargparse says what is wrong
         if isinstance(values, dict):
             alone = {
-                name: [value] for name, value in values.items() if name in several and isinstance(value, str | float)
+                name: [value]
+                for name, value in values.items()
+                if name in several and isinstance(value, str | int | float)
             }
             content = yaml.safe_dump({**values, **alone}) if alone else content
         return super().parse_string(content, *args, **kwargs)
