@@ -20,8 +20,8 @@ import torch
 from scipy.optimize import minimize
 
 from benchmarks.plan_accuracy import kernel
+from weit_kernels.estimates import Request, work
 from weit_kernels.paths.blocks import Cost
-from weit_kernels.plan import Request, work
 from weit_kernels.rates import CPU, Rates
 from weit_kernels.shapes import KronShape
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from weit_kernels import tune
 from weit_kernels.backends import module
+from weit_kernels.estimates import Request
 from weit_kernels.paths.convolution import ConvArgs, channels_last, run_conv, run_conv_backward
-from weit_kernels.plan import Plan, Request, choose, contenders
+from weit_kernels.plan import Plan, choose, contenders
 from weit_kernels.shapes import FEW_ROWS, KronShape
 
 

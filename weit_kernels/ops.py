@@ -19,8 +19,9 @@ from torch.utils.flop_counter import register_flop_formula
 from weit_kernels import transforms
 from weit_kernels.choice import ConvCalls, LinearCalls, conv_request, hashable, linear_request, module_for, settled
 from weit_kernels.direct import Direct, Grads, below_autograd, bias_gradient
+from weit_kernels.estimates import Request, cost
 from weit_kernels.paths.convolution import ConvArgs, memory_format, run_conv, run_conv_backward
-from weit_kernels.plan import Request, choose, cost
+from weit_kernels.plan import choose
 from weit_kernels.shapes import DTYPES
 
 _LINEAR = "SymInt out_features, bool train, str path, str backend"

@@ -8,7 +8,7 @@ from math import inf
 
 import torch
 
-from weit_kernels import cpp, tune
+from weit_kernels import cpp, timings, tune
 from weit_kernels.paths.blocks import Cost, Product
 
 
@@ -226,7 +226,7 @@ def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:
     ``None`` where nothing is kept and nothing may be timed.
     """
     key = tune.key("rates", device, dtype, f"tf32 {tune.allows_tf32()}")
-    entry = tune.cache().get(key)
+    entry = timings.cache().get(key)
     if entry and entry.seconds.get("product") and entry.seconds.get("copy"):
         seconds = entry.seconds
     elif tune.may_time(device):
@@ -237,7 +237,7 @@ def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:
             return None
         if seconds.keys() != {"product", "copy"}:
             return None
-        tune.cache().put(key, "product", seconds)
+        timings.cache().put(key, "product", seconds)
     else:
         return None
     flops, moved = 2 * _SIDE**3, 2 * _SIDE**2 * dtype.itemsize

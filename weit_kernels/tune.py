@@ -1,40 +1,30 @@
-"""Timing of candidates, and a cache of the winners on disk.
+"""Timing of candidates: which may run, which agree with the plain path, which is the fastest.
 
 ``WEIT_TUNE`` says how much is timed: ``0`` nothing, ``1`` (the default) the four candidates that the cost model likes
-most, ``full`` all that can run. Winners are kept in ``$WEIT_CACHE``, by default ``tune.json`` in ``weit`` in the user's
-cache folder. The file is plain JSON and may be copied to a machine with the same device and versions. What
-``weit_kernels/configs/*.json`` holds is read where the user's cache knows nothing.
+most, ``full`` all that can run.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import math
 import os
 import statistics
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from weit_kernels import timings
 from weit_kernels._version import __version__
 from weit_kernels.shapes import check_choice
 
 MODES = ("0", "1", "full")
-FORMAT = 1
 ROUNDS = 9
 Results = Sequence[Tensor | None]
-SHIPPED = Path(__file__).parent / "configs"
 
 
 def mode() -> str:
@@ -140,9 +130,9 @@ def contest(
         del truths
         winner, seconds = fastest(agreeing, timer)
     except Exception as error:  # tuning is a convenience: out of memory, above all, must not stop the caller
-        _warn_once(f"weit: not tuned, {one_line(error)}: {key}")
+        timings.warn_once(f"weit: not tuned, {one_line(error)}: {key}")
         return ""
-    cache().put(key, winner, seconds)
+    timings.cache().put(key, winner, seconds)
     return winner
 
 
@@ -224,117 +214,3 @@ def tolerance(like: Tensor) -> float:
     if like.dtype == torch.float32 and like.is_cuda and (allows_tf32() or _convolves_in_tf32()):
         return 4 * 2.0**-10
     return torch.finfo(like.dtype).eps * (4 if like.itemsize == 2 else 256)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A winner, and the median seconds of everything that was timed against it."""
-
-    winner: str
-    seconds: dict[str, float]
-
-    @staticmethod
-    def checked(value: Any) -> Entry:
-        """An entry from JSON; ``ValueError`` where it is none."""
-        if not (isinstance(value, dict) and set(value) == {"winner", "seconds"} and isinstance(value["seconds"], dict)):
-            raise ValueError("an entry must have a winner and seconds")
-        winner, seconds = value["winner"], value["seconds"]
-        if not all(isinstance(s, (int, float)) and math.isfinite(s) and s >= 0 for s in seconds.values()):
-            raise ValueError("seconds must be finite numbers")
-        if not isinstance(winner, str) or winner not in seconds:
-            raise ValueError("the winner must be among what was timed")
-        return Entry(winner, {name: float(s) for name, s in seconds.items()})
-
-
-class Cache:
-    """Entries by key in one JSON file, which other processes read and write too, over read-only ``fallbacks``."""
-
-    def __init__(self, path: Path, fallbacks: Iterable[Path] = ()) -> None:
-        self.path = path
-        self._shipped: dict[str, Entry] = {}
-        for file in fallbacks:
-            self._shipped |= _read(file)
-        self._entries = _read(path)
-
-    def get(self, key: str) -> Entry | None:
-        """The entry of ``key``, if there is one."""
-        return self._entries.get(key) or self._shipped.get(key)
-
-    def put(self, key: str, winner: str, seconds: Mapping[str, float]) -> None:
-        """Keep an entry, in this process and on disk, without losing what others wrote meanwhile.
-
-        A disk that cannot be written costs one warning: the entry then lasts as long as the process.
-        """
-        entry = Entry(winner, dict(seconds))
-        self._entries[key] = entry
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.with_name(self.path.name + ".lock")):
-                self._entries = {**self._entries, **_read(self.path), key: entry}
-                _write(self.path, self._entries)
-        except OSError as error:
-            _warn_once(f"weit: tuning results cannot be kept in {self.path}: {error}")
-
-
-def _read(path: Path) -> dict[str, Entry]:
-    """The entries of a file but for damaged ones; none where it is not ours. Either costs a warning."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), dict):
-            raise ValueError(f"not a tuning cache of format {FORMAT}")
-        entries = data["entries"]
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
-        _warn_once(f"weit: the tuning cache {path} is ignored: {error}")
-        return {}
-    good: dict[str, Entry] = {}
-    for key, value in entries.items():
-        try:
-            good[key] = Entry.checked(value)
-        except (ValueError, OverflowError) as error:  # the second: an integer beyond all floats
-            _warn_once(f"weit: an entry of the tuning cache {path} is ignored: {error}")
-    return good
-
-
-def _write(path: Path, entries: Mapping[str, Entry]) -> None:
-    text = json.dumps({"format": FORMAT, "entries": {k: asdict(e) for k, e in sorted(entries.items())}}, indent=1)
-    handle, beside = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; without one where the system has no ``flock``."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def cache() -> Cache:
-    """The cache of this process, for the ``WEIT_CACHE`` of the moment."""
-    given = os.environ.get("WEIT_CACHE")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return _cache(Path(given).expanduser() if given else folder / "weit" / "tune.json")
-
-
-@functools.cache
-def _cache(path: Path) -> Cache:
-    return Cache(path, sorted(SHIPPED.glob("*.json")))

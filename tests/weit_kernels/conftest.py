@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from weit_kernels import tune
+from weit_kernels import timings
 
 
 @pytest.fixture
@@ -13,9 +13,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """Each test has a cache file of its own, no shipped ones, and hears every warning."""
     path = tmp_path / "folder" / "tune.json"
     monkeypatch.setenv("WEIT_CACHE", str(path))
-    monkeypatch.setattr(tune, "SHIPPED", tmp_path / "configs")
+    monkeypatch.setattr(timings, "SHIPPED", tmp_path / "configs")
     monkeypatch.delenv("WEIT_TUNE", raising=False)
-    tune._warn_once.cache_clear()
-    tune._cache.cache_clear()
+    timings.warn_once.cache_clear()
+    timings._cache.cache_clear()
     yield path
-    tune._cache.cache_clear()
+    timings._cache.cache_clear()

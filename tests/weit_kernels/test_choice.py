@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from weit_kernels import backends, plan, tune
-from weit_kernels.plan import Request, _estimates, choose, contenders
+from weit_kernels import backends, plan, timings, tune
+from weit_kernels.estimates import Request, estimates
+from weit_kernels.plan import choose, contenders
 from weit_kernels.shapes import KronShape
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -52,7 +53,7 @@ def test_auto_uses_triton_only_where_a_timing_names_it() -> None:
     before = choose(request())
     assert before.backend == "torch"
     assert "not considered: not timed here yet" in before.explain()
-    tune.cache().put(
+    timings.cache().put(
         request().key, "scalers_first on triton", {"scalers_first on triton": 1e-3, "panel on torch": 2e-3}
     )
     after = choose(request())
@@ -66,7 +67,7 @@ def test_auto_uses_triton_only_where_a_timing_names_it() -> None:
 @pytest.mark.usefixtures("triton_runs")
 def test_a_winner_that_cannot_run_here_is_passed_over() -> None:
     for winner in ("on_the_fly on cuda", "panel"):
-        tune.cache().put(request().key, winner, {winner: 1e-3})
+        timings.cache().put(request().key, winner, {winner: 1e-3})
         chosen = choose(request())
         assert (chosen.backend, chosen.tuned) == ("torch", False)
 
@@ -88,13 +89,13 @@ def test_compiled_kernels_are_timed_beside_triton(monkeypatch: pytest.MonkeyPatc
     without = request().key
     monkeypatch.setattr("weit_kernels.cuda.why_not", lambda: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    _estimates.cache_clear()
+    estimates.cache_clear()
     now = {c.name for c in contenders(request(), "1")}
     assert "templates_first on cuda" in now
     assert any(name.endswith("on triton") for name in now)
     assert any(name.endswith("on torch") for name in now)
     assert request().key != without  # what was timed without them does not count
-    _estimates.cache_clear()
+    estimates.cache_clear()
 
 
 @pytest.mark.usefixtures("triton_runs")
@@ -112,7 +113,7 @@ def test_the_operator_times_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) ->
         for run in plain.values():
             assert tune.disagreement(run(), truth()) == ""
             assert [tuple(t.shape) for t in run()] == [(16, 15), (16, 12), (2, 3, 4), (2, 5, 3)]
-        tune.cache().put(key, "panel on torch", dict.fromkeys(runs, 1.0))
+        timings.cache().put(key, "panel on torch", dict.fromkeys(runs, 1.0))
         return "panel on torch"
 
     monkeypatch.setattr(tune, "contest", contest)

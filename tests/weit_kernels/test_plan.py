@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import weit_kernels
 from tests.weit_kernels.cases import PATHS, needs_extension
 from weit_kernels import cpp, kron_conv2d, kron_linear, plan
+from weit_kernels.estimates import Request, cost, work
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import panel
-from weit_kernels.plan import Request, choose, cost, work
+from weit_kernels.plan import choose
 from weit_kernels.shapes import KronShape
 
 SHAPES = {

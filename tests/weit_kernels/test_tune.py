@@ -1,21 +1,16 @@
-"""Tuning without a GPU: the cache on disk, and the contest with clocks that are made up."""
+"""Tuning without a GPU: the contest, with clocks that are made up."""
 
-import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
-from weit_kernels import tune
+from weit_kernels import timings, tune
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 GPU = torch.device("cuda", 0)
-SECONDS = {"a": 2.0, "b": 1.0}
 
 
 class Clock:
@@ -81,7 +76,7 @@ def test_contest_keeps_the_fastest_that_agrees() -> None:
         assert tune.contest("key", runs, results, lambda f: [f(), next(seconds)][1]) == "fused"
     names = [str(w.message).split()[1] for w in heard]
     assert names == ["wrong", "nan", "broken"]
-    assert tune.cache().get("key") == tune.Entry("fused", {"plain": 3.0, "fused": 2.0})
+    assert timings.cache().get("key") == timings.Entry("fused", {"plain": 3.0, "fused": 2.0})
 
 
 def test_contest_without_a_plain_result_tunes_nothing() -> None:
@@ -90,7 +85,7 @@ def test_contest_without_a_plain_result_tunes_nothing() -> None:
 
     with pytest.warns(RuntimeWarning, match="not tuned, OutOfMemoryError: CUDA out of memory: key"):
         assert tune.contest("key", {"a": results}, truth, Clock({})) == ""
-    assert tune.cache().get("key") is None
+    assert timings.cache().get("key") is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -103,124 +98,6 @@ def test_disagreement_allows_rounding_and_no_more(dtype: torch.dtype) -> None:
     assert "another shape" in tune.disagreement([rounded[:1]], [rounded])
     assert "another shape or dtype" in tune.disagreement([None], [rounded])
     assert tune.disagreement([torch.empty(0)], [torch.empty(0)]) == ""
-
-
-def test_entries_outlive_the_process(own_cache: Path) -> None:
-    tune.cache().put("key", "b", SECONDS)
-    assert tune.Cache(own_cache).get("key") == tune.Entry("b", SECONDS)
-    assert tune.Cache(own_cache).get("other key") is None
-    assert sorted(f.name for f in own_cache.parent.iterdir()) == ["tune.json", "tune.json.lock"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        '{"format": 1, "entries": {"key": ',
-        "[]",
-        '{"format": 2, "entries": {}}',
-        '{"entries": {}}',
-        '{"format": 1, "entries": {"key": {"winner": "c", "seconds": {"a": 1.0}}}}',
-        '{"format": 1, "entries": {"key": {"winner": "a", "seconds": {"a": NaN}}}}',
-        '{"format": 1, "entries": {"key": {"winner": "a", "seconds": {"a": "fast"}}}}',
-        '{"format": 1, "entries": {"key": {"winner": ["a"], "seconds": {"a": 1.0}}}}',
-        '{"format": 1, "entries": {"key": "a"}}',
-    ],
-)
-def test_a_damaged_or_foreign_cache_is_ignored_with_one_warning(own_cache: Path, text: str) -> None:
-    own_cache.parent.mkdir()
-    own_cache.write_text(text)
-    with pytest.warns(RuntimeWarning, match=r"tuning cache .*tune\.json is ignored"):
-        assert tune.cache().get("key") is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert tune.Cache(own_cache).get("key") is None
-    tune.cache().put("key", "b", SECONDS)
-    assert tune.Cache(own_cache).get("key") == tune.Entry("b", SECONDS)
-
-
-def test_a_damaged_entry_costs_only_itself(own_cache: Path) -> None:
-    good = '"good": {"winner": "b", "seconds": {"a": 2.0, "b": 1.0}}'
-    own_cache.parent.mkdir()
-    own_cache.write_text('{"format": 1, "entries": {"bad": {"winner": "c", "seconds": {}}, ' + good + "}}")
-    with pytest.warns(RuntimeWarning, match=r"an entry of the tuning cache .*tune\.json is ignored"):
-        assert tune.cache().get("good") == tune.Entry("b", {"a": 2.0, "b": 1.0})
-    assert tune.cache().get("bad") is None
-
-
-def test_a_cache_that_is_no_text_is_ignored(own_cache: Path) -> None:
-    own_cache.parent.mkdir()
-    own_cache.write_bytes(b"\xff\xfe\x00")
-    with pytest.warns(RuntimeWarning, match="is ignored"):
-        assert tune.cache().get("key") is None
-
-
-def test_an_interrupted_write_leaves_the_old_cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tune.cache().put("old", "b", SECONDS)
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tune.os, "replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tune.cache().put("new", "a", SECONDS)
-    after = tune.Cache(own_cache)
-    assert after.get("old") == tune.Entry("b", SECONDS)
-    assert after.get("new") is None
-    assert not list(own_cache.parent.glob("*.part"))
-
-
-def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    cache = tune.Cache(tmp_path / "file" / "tune.json")
-    with pytest.warns(RuntimeWarning, match="cannot be kept"):
-        cache.put("key", "b", SECONDS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cache.put("key", "a", SECONDS)
-    assert cache.get("key") == tune.Entry("a", SECONDS)
-
-
-def test_concurrent_processes_lose_nothing(own_cache: Path) -> None:
-    script = (
-        "import sys; from weit_kernels import tune\n"
-        "for i in range(40): tune.cache().put(f'{sys.argv[1]} {i}', 'a', {'a': float(i)})\n"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", script, name]) for name in ("one", "two")]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
-    kept = tune.Cache(own_cache)
-    assert all(
-        kept.get(f"{name} {i}") == tune.Entry("a", {"a": float(i)}) for name in ("one", "two") for i in range(40)
-    )
-
-
-def test_the_later_of_two_writers_counts(own_cache: Path) -> None:
-    first, second = tune.Cache(own_cache), tune.Cache(own_cache)
-    first.put("key", "a", SECONDS)
-    second.put("key", "b", SECONDS)
-    first.put("other", "a", SECONDS)
-    for cache in (first, tune.Cache(own_cache)):
-        assert cache.get("key") == tune.Entry("b", SECONDS)
-
-
-def test_shipped_results_serve_where_the_user_has_none(own_cache: Path, tmp_path: Path) -> None:
-    tune.Cache(tmp_path / "configs" / "device.json").put("both", "a", SECONDS)
-    tune.Cache(tmp_path / "configs" / "device.json").put("shipped", "a", SECONDS)
-    tune.cache().put("both", "b", SECONDS)
-    assert tune.cache().get("both") == tune.Entry("b", SECONDS)
-    assert tune.cache().get("shipped") == tune.Entry("a", SECONDS)
-    assert set(json.loads(own_cache.read_text())["entries"]) == {"both"}
-
-
-def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert tune.cache() is tune.cache()
-    monkeypatch.delenv("WEIT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert tune.cache().path == tmp_path / "weit" / "tune.json"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert tune.cache().path == tmp_path / "home" / ".cache" / "weit" / "tune.json"
 
 
 def test_modes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from weit_kernels import tune
+from weit_kernels import timings, tune
 from weit_kernels.triton.tiles import GradTiles, Tiles
 
 AnyTiles = TypeVar("AnyTiles", Tiles, GradTiles)
@@ -39,11 +39,11 @@ def tuned(
     if timing and not tune.may_time(x):  # while a graph is captured: decide later
         return guess
     key = tune.key("tiles", x.device, kernel, f"rows<={rows}", x.dtype, *at[4:5], sizes)
-    if timing and tune.cache().get(key) is None:
+    if timing and timings.cache().get(key) is None:
         candidates = {spelled(tiles): partial(run, tiles) for tiles in neighbours(guess)}
         candidates[spelled(guess)] = partial(run, guess)
         tune.contest(key, candidates, lambda: run(guess), tune.cuda_timer)
-    entry = tune.cache().get(key)
+    entry = timings.cache().get(key)
     _CHOSEN[at] = chosen = guess if entry is None else parsed(entry.winner, guess)
     return chosen
 

@@ -1,0 +1,212 @@
+"""What each path on each backend costs for a request: operations, memory, predicted time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from weit_kernels import cpp, tune
+from weit_kernels.backends import pairs, why_not
+from weit_kernels.paths import PATHS
+from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
+from weit_kernels.paths.panel import WORKSPACE_BYTES
+from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
+from weit_kernels.shapes import KronShape
+
+ROWS_PER_TILE = 128  # on_the_fly makes a weight tile again for so many rows
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks for, as far as the planner cares; ``rows`` are tokens, or output pixels of a convolution."""
+
+    shape: KronShape
+    rows: int
+    dtype: torch.dtype
+    device: torch.device
+    train: bool
+    path: str = "auto"
+    backend: str = "auto"
+    groups: int = 1
+    pointwise: bool = True
+    unit_stride: bool = False
+    dilated: bool = False
+    channels_last: bool = False
+
+    @property
+    def forced(self) -> bool:
+        """Whether there is nothing to choose."""
+        return "auto" not in (self.path, self.backend)
+
+    def allows(self, path: str, backend: str) -> bool:
+        """Whether a path on a backend is what was asked for."""
+        return self.path in ("auto", path) and self.backend in ("auto", backend)
+
+    @property
+    def key(self) -> str:
+        """The key of the timings of this request: rows count by powers of two."""
+        s, tf32 = self.shape, self.dtype == torch.float32 and tune.allows_tf32()
+        sizes = f"N {s.N} m {s.m} n {s.n} p {s.p} q {s.q} out {s.out_features} in {s.in_features}"
+        conv = f"kernel {s.kernel} groups {self.groups} pointwise {self.pointwise}" if s.kernel else "linear"
+        conv += " channels last" if self.channels_last else ""
+        rows = f"rows {tune.bucket(self.rows)}"
+        dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
+        phases, choice = "train" if self.train else "infer", f"{self.path} {self.backend}"
+        # What was timed without the compiled kernels says nothing of them.
+        built = "without" if why_not("templates_first", "cuda", self.device.type, self.dtype) else "with"
+        return tune.key("paths", self.device, sizes, conv, rows, dtype, phases, choice, f"{built} compiled kernels")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One path on one backend: what it costs, why it cannot run, or why ``"auto"`` does not consider it (yet)."""
+
+    path: str
+    backend: str
+    flops: int = 0
+    bytes: int = 0
+    workspace_bytes: int = 0
+    seconds: float = float("inf")
+    reason: str = ""
+    unproven: str = ""
+    timed: float | None = None
+
+    @property
+    def name(self) -> str:
+        """How tuning calls it."""
+        return f"{self.path} on {self.backend}"
+
+
+def candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
+    """Every path on every backend, the fastest by prediction first, and the name of the rates."""
+    # May change: a GPU is measured as soon as it may be.
+    conv = bool(request.shape.kernel)
+    plain, compiled = (rates_for(request.device, request.dtype, backend, conv) for backend in ("torch", "cpp"))
+    parts = cpp.FIXED_PARTS if torch.are_deterministic_algorithms_enabled() else torch.get_num_threads()
+    return estimates(request, plain, compiled, parts), plain.name
+
+
+def cost(request: Request, path: str, phase: str) -> Cost:
+    """What one phase of a path does, the same on every backend."""
+    s, M, itemsize, device_type = request.shape, request.rows, request.dtype.itemsize, request.device.type
+    if path != "on_the_fly":
+        return PATHS[path].cost(s, M, phase, itemsize, device_type)
+    # The weight is made anew for each tile of rows; dT and dS are the panel's.
+    tiles = Product(-(-M // ROWS_PER_TILE), s.m * s.n, s.N, s.p * s.q)
+    product = Product(1, M, s.n * s.q, s.m * s.p)
+    if phase == "forward":
+        return Cost([tiles, product])
+    panel = PATHS["panel"].cost(s, M, phase, itemsize, device_type)
+    return replace(panel, products=[tiles, product, *panel.products[2:]])
+
+
+def work(request: Request, path: str, phase: str, columns: int = 0) -> Cost:
+    """What one phase takes time for: the cost, and the zeros that fill panels of so many ``columns``; 0: none.
+
+    Columns of a result are filled: those of templates, and where the last product makes features of tokens, those. In a
+    convolution so is the inner axis of each tap. Where pixels are the columns (csrc/cpu/lanes.h), nothing is filled.
+    """
+    s = request.shape
+    lanes = s.kernel and request.pointwise and s.taps == 1 and phase == "forward"
+    if not columns or lanes:
+        return cost(request, path, phase)
+
+    def filled(p: int, q: int) -> Cost:
+        return cost(replace(request, shape=replace(s, p=p, q=q)), path, phase)
+
+    p, q = (-(-size // columns) * columns for size in (s.p, s.q))
+    if s.kernel:
+        return filled(p, q)
+    of_templates, of_tokens = filled(p, s.q), filled(s.p, q)
+    if path == "scalers_first":
+        of_templates, of_tokens = of_tokens, of_templates
+    last = {"templates_first": {"backward": 2}, "scalers_first": {"forward": 1}}[path].get(phase)
+    if last is not None:
+        of_templates.products[last] = of_tokens.products[last]
+    return of_templates
+
+
+@lru_cache(maxsize=4096)
+def estimates(
+    request: Request, plain: Rates | GpuRates, compiled: Rates | GpuRates, parts: int
+) -> tuple[Candidate, ...]:
+    r, found = request, []
+    for path, backend in pairs():
+        reason = why_not(
+            path,
+            backend,
+            r.device.type,
+            r.dtype,
+            kernel=r.shape.kernel,
+            groups=r.groups,
+            pointwise=r.pointwise,
+            unit_stride=r.unit_stride,
+        )
+        if reason:
+            found.append(Candidate(path, backend, reason=reason))
+            continue
+        rates = compiled if backend == "cpp" else plain
+        phases = ("forward", "backward") if r.train else ("forward",)
+        costs = [cost(r, path, phase) for phase in phases]
+        products = [product for c in costs for product in c.products]
+        compulsory = _compulsory(r)
+        found.append(
+            Candidate(
+                path,
+                backend,
+                flops=sum(product.flops for product in products),
+                bytes=r.dtype.itemsize * (sum(p.elements for p in products) + 2 * sum(c.copied for c in costs)),
+                workspace_bytes=max(
+                    _workspace(r, c, path, backend, phase, parts) for c, phase in zip(costs, phases, strict=True)
+                ),
+                seconds=sum(
+                    rates.seconds(
+                        work(r, path, phase, rates.columns),
+                        r.dtype.itemsize,
+                        _reached(path, backend, phase),
+                        moved,
+                    )
+                    for phase, moved in zip(phases, (compulsory, 2 * compulsory), strict=False)
+                ),
+                unproven=_unproven(backend, r),
+            )
+        )
+    return tuple(sorted(found, key=lambda c: c.seconds))
+
+
+def _reached(path: str, backend: str, phase: str) -> float:
+    """What one kernel that does a phase without intermediates in device memory reaches of the peak; 0: there is none."""
+    return 0.0 if path == "on_the_fly" and phase != "forward" else REACHED.get((path, backend), 0.0)
+
+
+def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str, parts: int) -> int:
+    """Bytes beside the results: what the path says, or of fused kernels what they keep and sum in."""
+    if backend == "cpp":
+        return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, phase == "backward", parts)
+    if not _reached(path, backend, phase):
+        return cost.workspace
+    if phase == "forward":
+        return 0
+    # The CUDA kernels' backward pass takes panels where those are faster.
+    return WORKSPACE_BYTES if backend == "cuda" else GPU_BLOCK_BYTES
+
+
+def _compulsory(request: Request) -> int:
+    """Numbers that the forward pass must read or write, each once; the backward pass moves about twice as many."""
+    s = request.shape
+    return request.rows * (s.in_features + s.out_features) + s.N * (s.m * s.n + s.p * s.q * s.taps)
+
+
+def _unproven(backend: str, request: Request) -> str:
+    """Why ``"auto"`` leaves a backend alone until a timing says otherwise; empty for plain torch."""
+    if backend == "torch":
+        return ""
+    if backend in ("triton", "cuda") and request.device.type == "cuda":
+        return "not timed here yet; the first call on the GPU does it unless WEIT_TUNE=0"
+    if backend == "triton":
+        return "Triton's interpreter is for tests: ask for backend='triton'"
+    if request.dilated:  # each block reads the lines between the taps too, which no prediction counts
+        return "not timed on dilated windows; ask for backend='cpp'"
+    return compiled_unproven(request.dtype, bool(request.shape.kernel))
