@@ -20,7 +20,7 @@ from weit.engine.config import TrainConfig
 from weit.engine.data import Batches, Data, Inputs, tensors_of
 from weit.engine.modes import kept_modes
 from weit.engine.objective import Loss, Objective, Supervised, WithObjective, outputs_of
-from weit.engine.processes import Processes
+from weit.engine.processes import Processes, own_accelerate
 from weit.engine.run_folder import Record, RunFolder
 from weit.engine.seeds import STEP, mix, own_randomness, reseed
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from weit.engine.sharding import ShardedCopy
 
 
+@own_accelerate()
 def train(
     model: nn.Module,
     data: Data,
@@ -47,9 +48,9 @@ def train(
 
     Devices, mixed precision and several processes are accelerate's (start with ``torchrun`` or ``accelerate launch``). The
     whole model is in training mode meanwhile, and comes back on the device and in the modes it came in. The caller's random
-    state is left alone, and the result depends on the arguments only: a resumed run ends with the same bits as one that was
-    never interrupted, and to rounding it does not depend on the number of processes. After an error in a sharded run, but
-    for a loss that is not finite, the model holds no numbers; its checkpoints do.
+    state and ``Accelerator`` are left alone, and the result depends on the arguments only: a resumed run ends with the same
+    bits as one that was never interrupted, and to rounding it does not depend on the number of processes. After an error in
+    a sharded run, but for a loss that is not finite, the model holds no numbers; its checkpoints do.
 
     Args:
         model: inputs → outputs, a tensor or an object with ``.logits``; several inputs come as several arguments.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -34,8 +35,29 @@ def training_device() -> torch.device:
     return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 
 
+@contextmanager
+def own_accelerate() -> Iterator[None]:
+    """Run a block, or a function, on accelerate as if new; an ``Accelerator`` of the caller's works on as before afterwards.
+
+    All ``Accelerator`` in a process share their settings, among them precision and whether a step is to be taken yet.
+    """
+    shared = [state._shared_state for state in (AcceleratorState, GradientState)]
+    before = [dict(each) for each in shared]
+    try:
+        for each in shared:
+            each.clear()
+        yield
+    finally:
+        for each, kept in zip(shared, before, strict=True):
+            each.clear()
+            each.update(kept)
+
+
 class Processes:
     """Those that were started together, by ``torchrun`` or ``accelerate launch``, or this one alone.
+
+    accelerate holds a process to the precision it first asked for: for another one, and wherever the caller may have an
+    ``Accelerator``, make this inside ``own_accelerate``.
 
     Args:
         mixed_precision: as in ``TrainConfig``.
@@ -47,8 +69,6 @@ class Processes:
     """
 
     def __init__(self, mixed_precision: str = "no", find_unused_parameters: bool = False) -> None:
-        if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
-            AcceleratorState._reset_state()  # accelerate holds a process to the precision it first asked for
         self.accelerator = Accelerator(
             # Without this, processes that torchrun started where there are CPUs only would each train alone.
             cpu=training_device().type == "cpu",

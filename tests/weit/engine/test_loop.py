@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
 from tests.weit.toys import accuracy, images, vit
 from weit.engine import TrainConfig, train
+from weit.engine.processes import own_accelerate
 
 CONFIG = TrainConfig(steps=20, batch_size=16, lr=3e-3, log_every=5, checkpoint_every=5, evaluate_every=10)
 
@@ -44,6 +47,20 @@ def test_depends_on_its_arguments_alone_and_leaves_the_callers_randomness() -> N
     assert same(model, trained()[0])
     other = trained(TrainConfig(steps=20, batch_size=16, lr=3e-3, seed=1))[0]
     assert not same(model, other)
+
+
+@own_accelerate()
+def test_the_callers_accelerate_is_left_alone_and_has_no_say() -> None:
+    expected, _ = trained()
+    mine = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=8)
+    with mine.accumulate(nn.Linear(2, 2)):  # in this step accelerate would not let an optimiser act
+        before = dict(AcceleratorState._shared_state), dict(GradientState._shared_state)
+        model, _ = trained()
+        with pytest.raises(ValueError, match="not negative"):
+            trained(data=(X, Y - 1))
+        assert (AcceleratorState._shared_state, GradientState._shared_state) == before
+    assert same(model, expected)
+    assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.sync_gradients) == ("bf16", 8, False)
 
 
 def test_every_kind_of_data_gives_the_same_result() -> None:
