@@ -29,8 +29,6 @@ Where a model takes several inputs, a data set's ``input`` is a tuple of tensors
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Batch: TypeAlias = tuple[Inputs, Tensor]
 
-_IGNORED = -100  # the label that torch's cross-entropy leaves out by default
-
 
 class Batches:
     """The endless stream of shuffled batches of ``data``; batch ``step`` does not depend on how one got there.
@@ -65,7 +63,7 @@ class Batches:
         self._collate = default_collate if self._loader is None else self._loader.collate_fn
         self._share, self._seed, self._rank, self._world = batch_size // world, seed, rank, world
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._classes: int | None = None
+        self._labels: tuple[int, int] | None = None
         self.count = _count(dataset, self._tensors)
         for inputs in tensors_of(self.batch(0)[0] if self._tensors is None else self._tensors[0]):
             _check_inputs(inputs)
@@ -105,20 +103,20 @@ class Batches:
         )
         return map(self._checked, loader)
 
-    def limit_labels(self, classes: int) -> None:
-        """Let integer targets be class labels below ``classes``: those in memory now, others batch by batch.
+    def limit_labels(self, classes: int, ignored: int) -> None:
+        """Let integer targets be ``ignored`` or class labels below ``classes``: those in memory now, others batch by batch.
 
         Raises:
-            ValueError: now or from ``stream``, a label outside the range (-100, ignored by cross-entropy, may occur).
+            ValueError: now or from ``stream``, any other label.
         """
-        self._classes = classes
+        self._labels = classes, ignored
         if self._tensors is not None:
-            _check_labels(self._tensors[1], classes)
+            _check_labels(self._tensors[1], classes, ignored)
 
     def _checked(self, batch: Any) -> Batch:
         pair = _as_pair(batch)
-        if self._classes is not None:
-            _check_labels(pair[1], self._classes)
+        if self._labels is not None:
+            _check_labels(pair[1], *self._labels)
         return pair
 
     def _permutation(self, epoch: int) -> Tensor:
@@ -255,10 +253,10 @@ def _check_inputs(inputs: Tensor) -> None:
         raise ValueError(f"inputs must be finite, got NaN or infinity in {int(bad.sum())} of {len(bad)} items")
 
 
-def _check_labels(targets: Tensor, classes: int) -> None:
+def _check_labels(targets: Tensor, classes: int, ignored: int) -> None:
     if targets.is_floating_point():
         return
-    labels = targets[targets != _IGNORED]
+    labels = targets[targets != ignored]
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         found = f"labels from {int(labels.min())} to {int(labels.max())}"
         raise ValueError(f"targets must be below the {classes} outputs of the model and not negative, got {found}")

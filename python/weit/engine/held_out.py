@@ -7,7 +7,7 @@ from torch import nn
 
 from weit.engine.data import Batches, Data, item_count, split, tensors_of
 from weit.engine.loop import limit_labels
-from weit.engine.objective import Loss, outputs_of
+from weit.engine.objective import Loss, outputs_of, placed
 from weit.engine.seeds import own_randomness
 
 HELD_OUT_LOSS = "held_out_loss"
@@ -46,5 +46,6 @@ class HeldOut:
         with own_randomness(self._seed), torch.no_grad():
             for inputs, targets in self._batches.stream(0, self._steps):
                 outputs = outputs_of(model, tuple(tensor.to(device) for tensor in tensors_of(inputs)))
+                self._loss = placed(self._loss, outputs.device)
                 total += self._loss(outputs, targets.to(device)).item()
         return {HELD_OUT_LOSS: total / self._steps}

@@ -267,4 +267,4 @@ def limit_labels(model: nn.Module, batches: Batches, loss: Loss) -> None:
         model.eval()
         logits = outputs_of(model, tuple(tensor[:1].to(device) for tensor in tensors_of(inputs)))
     if logits.dim() == 2:
-        batches.limit_labels(logits.shape[1])
+        batches.limit_labels(logits.shape[1], getattr(loss, "ignore_index", -100))  # torch's default

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from weit.engine.data import Inputs, tensors_of
@@ -21,7 +24,9 @@ class Supervised:
         self.loss = loss
 
     def __call__(self, model: Callable[..., Any], inputs: Inputs, targets: Tensor, step: int) -> Tensor:
-        return self.loss(outputs_of(model, inputs), targets)
+        outputs = outputs_of(model, inputs)
+        self.loss = placed(self.loss, outputs.device)
+        return self.loss(outputs, targets)
 
 
 class WithObjective(nn.Module):
@@ -33,6 +38,15 @@ class WithObjective(nn.Module):
 
     def forward(self, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         return self.objective(self.model, inputs, targets, step)
+
+
+def placed(loss: Loss, device: torch.device) -> Loss:
+    """``loss`` with its tensors, such as weights of classes, on ``device``: a copy, unless they are there already."""
+    if not isinstance(loss, nn.Module):
+        return loss
+    if all(tensor.device == device for tensor in chain(loss.parameters(), loss.buffers())):
+        return loss
+    return copy.deepcopy(loss).to(device)
 
 
 def outputs_of(model: Callable[..., Any], inputs: Inputs) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weit.engine.data import Inputs
-from weit.engine.objective import Loss, outputs_of
+from weit.engine.objective import Loss, outputs_of, placed
 
 
 class SoftTargets:
@@ -41,6 +41,7 @@ class SoftTargets:
         logits = outputs_of(model, inputs)
         with torch.no_grad():
             answers = outputs_of(self.teacher.to(logits.device), inputs)
+        self.loss, self.distance = (placed(each, logits.device) for each in (self.loss, self.distance))
         return self.loss(logits, targets) + self.alpha * self.distance(logits, answers)
 
 

@@ -78,6 +78,18 @@ def test_the_loss_is_the_mean_over_the_held_out_items(batch_size: int, count: in
     assert held_out(model)[HELD_OUT_LOSS] == pytest.approx(F.cross_entropy(model(inputs), targets).item(), rel=1e-5)
 
 
+class Weighted(nn.CrossEntropyLoss):
+    """Zero, once the loss has been computed, whose device may be one that has shapes alone."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.zeros_like(super().forward(outputs, targets), device="cpu")
+
+
+def test_a_losss_own_tensors_are_taken_to_where_the_model_is() -> None:
+    held_out = HeldOut(images(), vit(), Weighted(torch.ones(4)), 16, seed=0)
+    assert held_out(vit().to("meta")) == {HELD_OUT_LOSS: 0}
+
+
 def test_randomness_is_the_same_at_each_call_and_none_of_the_callers() -> None:
     state = torch.get_rng_state()
     held_out = HeldOut(Items(images()), Noisy(), F.cross_entropy, 16, seed=0)

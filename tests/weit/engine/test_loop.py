@@ -209,6 +209,18 @@ def test_bad_data_is_refused_before_the_first_step(data, error, message, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("loss", "ignored", "bad"),
+    [(nn.functional.cross_entropy, -100, -1), (nn.CrossEntropyLoss(ignore_index=-1), -1, -100)],
+)
+@pytest.mark.parametrize("kind", [tuple, lambda pair: list(zip(*pair, strict=True))], ids=["tensors", "items"])
+def test_the_label_that_a_loss_ignores_may_occur(loss, ignored: int, bad: int, kind) -> None:
+    config, some = replace(CONFIG, steps=4), torch.tensor([3])
+    trained(config, kind((X, Y.index_fill(0, some, ignored))), loss=loss)
+    with pytest.raises(ValueError, match="not negative"):
+        trained(config, kind((X, Y.index_fill(0, some, bad))), loss=loss)
+
+
+@pytest.mark.parametrize(
     ("field", "message"),
     [
         ({"steps": 0}, "steps must be a positive int, got 0"),
