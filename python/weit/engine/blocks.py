@@ -26,13 +26,17 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost"; ``torch.utils.checkpoint``.
     """
+    own = [vars(block).get("forward") for block in blocks]  # accelerate's hooks, among others, put one there
     for block in blocks:
         block.forward = _recomputed(block)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

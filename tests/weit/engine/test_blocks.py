@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 import weit
@@ -62,6 +63,23 @@ def test_the_same_dropout_both_times_and_nothing_left_behind() -> None:
 
     plain, again = trained(), trained(activation_checkpointing=True)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), again.parameters(), strict=True))
+
+
+class Doubling(ModelHook):
+    """A hook of accelerate's, in ``forward``."""
+
+    def post_forward(self, module, output):
+        return 2 * output
+
+
+def test_a_forward_of_the_blocks_own_comes_back() -> None:
+    model, inputs = vit(), images()[0]
+    block = model.blocks[0]
+    add_hook_to_module(block, Doubling())
+    expected, own = model(inputs), block.forward
+    with recomputed(blocks_of(model)):
+        assert torch.equal(model(inputs), expected)
+    assert block.forward is own
 
 
 @pytest.mark.parametrize("size", [None, 0, 1], ids=["dense", "full", "smaller"])
