@@ -56,15 +56,13 @@ class Batches:
         if batch_size % world:
             raise ValueError(f"batch_size must be a multiple of the number of processes, {world}, got {batch_size}")
         self._loader = data if isinstance(data, DataLoader) else None
-        dataset = _dataset_of(data) if isinstance(data, DataLoader) else data
+        dataset, self._tensors, self.count = _opened(data)
         self._workers = workers or (self._loader.num_workers if self._loader else 0)
-        self._tensors = _as_tensors(dataset)
         self._items = _SeededItems(dataset, seed, rank)
         self._collate = default_collate if self._loader is None else self._loader.collate_fn
         self._share, self._seed, self._rank, self._world = batch_size // world, seed, rank, world
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._labels: tuple[int, int] | None = None
-        self.count = _count(dataset, self._tensors)
         for inputs in tensors_of(self.batch(0)[0] if self._tensors is None else self._tensors[0]):
             _check_inputs(inputs)
 
@@ -146,8 +144,7 @@ def item_count(data: Data) -> int:
     Raises:
         TypeError, ValueError: as ``Batches``.
     """
-    dataset: Any = _dataset_of(data) if isinstance(data, DataLoader) else data
-    return _count(dataset, _as_tensors(dataset))
+    return _opened(data)[2]
 
 
 def split(data: Data, held: int, seed: int) -> tuple[Data, Data]:
@@ -158,9 +155,7 @@ def split(data: Data, held: int, seed: int) -> tuple[Data, Data]:
     Raises:
         TypeError, ValueError: as ``Batches``.
     """
-    dataset: Any = _dataset_of(data) if isinstance(data, DataLoader) else data
-    tensors = _as_tensors(dataset)
-    count = _count(dataset, tensors)
+    dataset, tensors, count = _opened(data)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, PARTS)))
     parts: list[Data] = []
     for index in (order[held:] if count > 1 else order, order[:held]):
@@ -175,6 +170,13 @@ def split(data: Data, held: int, seed: int) -> tuple[Data, Data]:
 def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
     """The inputs of a model as it takes them, one after another."""
     return (inputs,) if isinstance(inputs, Tensor) else inputs
+
+
+def _opened(data: Data) -> tuple[Any, tuple[Tensor, Tensor] | None, int]:
+    """The data set of ``data``, the pair of tensors behind it if that is all there is, and the number of items."""
+    dataset: Any = _dataset_of(data) if isinstance(data, DataLoader) else data
+    tensors = _as_tensors(dataset)
+    return dataset, tensors, _count(dataset, tensors)
 
 
 def _dataset_of(loader: DataLoader[Any]) -> Any:
