@@ -44,6 +44,10 @@ class Batches:
         workers: processes that fetch items ahead, in place of the loader's; 0 for as many as it has. Data in memory needs
             none.
 
+    Attributes:
+        count: items in ``data``.
+        example: the first item of batch 0, as a batch of one; its inputs are a tuple always.
+
     Raises:
         TypeError: ``data`` is nothing of the kind, or its inputs are images of integers.
         ValueError: empty, tensors of unequal length, NaN or infinity in the inputs (all of them if they are tensors,
@@ -63,8 +67,10 @@ class Batches:
         self._share, self._seed, self._rank, self._world = batch_size // world, seed, rank, world
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._labels: tuple[int, int] | None = None
-        for inputs in tensors_of(self.batch(0)[0] if self._tensors is None else self._tensors[0]):
+        first, targets = self.batch(0)
+        for inputs in tensors_of(first if self._tensors is None else self._tensors[0]):
             _check_inputs(inputs)
+        self.example: Batch = tuple(tensor[:1].clone() for tensor in tensors_of(first)), targets[:1].clone()
 
     def indices(self, step: int) -> Tensor:
         """Which items batch ``step`` holds on this process: int64 ``(batch_size / world,)``."""

@@ -259,12 +259,12 @@ def limit_labels(model: nn.Module, batches: Batches, loss: Loss) -> None:
     """
     if not (loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)):
         return
-    inputs, targets = batches.batch(0)
+    inputs, targets = batches.example
     if targets.is_floating_point():
         return
     device = next(model.parameters()).device
     with kept_modes(model), torch.no_grad():
         model.eval()
-        logits = outputs_of(model, tuple(tensor[:1].to(device) for tensor in tensors_of(inputs)))
+        logits = outputs_of(model, tuple(tensor.to(device) for tensor in tensors_of(inputs)))
     if logits.dim() == 2:
         batches.limit_labels(logits.shape[1], getattr(loss, "ignore_index", -100))  # torch's default

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.weit.engine.scenarios import Halves, halves
-from weit.engine import Batches
+from tests.weit.engine.scenarios import Halves, OfHalves, halves
+from weit.engine import Batches, TrainConfig, train
 
 
 class Augmented(Halves):
@@ -41,6 +41,22 @@ def test_a_model_of_several_inputs_learns_the_same_in_parts_and_from_workers() -
     again, _ = halves(accumulate=4, workers=2)
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-7)
+
+
+class Counted(Halves):
+    """Counts the items that were fetched."""
+
+    fetched = 0
+
+    def __getitem__(self, index: int):
+        self.fetched += 1
+        return super().__getitem__(index)
+
+
+def test_no_more_than_a_batch_is_fetched_to_check_the_data() -> None:
+    data = Counted()
+    train(OfHalves(), data, TrainConfig(steps=1, batch_size=16), progress=False)
+    assert data.fetched == 2 * 16  # to check, and to train
 
 
 class NotPairs(Halves):
