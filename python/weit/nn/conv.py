@@ -126,10 +126,11 @@ class _KronConv(KronFactors):
         For new templates, a weight that they do not divide counts as padded with zeros.
 
         Raises:
-            TypeError: ``conv`` is of another class. ValueError: as the constructor; NaN or infinity in the weight.
+            TypeError: ``conv`` is of another class, or of a subclass, which may compute something else.
+            ValueError: as the constructor; NaN or infinity in the weight.
         """
-        if not isinstance(conv, cls._dense):
-            raise TypeError(f"conv must be an nn.{cls._dense.__name__}, got {type(conv).__name__}")
+        if type(conv) is not cls._dense:
+            raise TypeError(f"conv must be an nn.{cls._dense.__name__} itself, got {type(conv).__name__}")
         layer = cls(
             *conv_settings(conv),
             templates=templates,

@@ -94,10 +94,11 @@ class KronLinear(KronFactors):
         For new templates, a weight that they do not divide counts as padded with zeros.
 
         Raises:
-            TypeError: ``linear`` is no ``nn.Linear``. ValueError: as the constructor; NaN or infinity in the weight.
+            TypeError: ``linear`` is no ``nn.Linear``, or of a subclass, which may compute something else.
+            ValueError: as the constructor; NaN or infinity in the weight.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+        if type(linear) is not nn.Linear:
+            raise TypeError(f"linear must be an nn.Linear itself, got {type(linear).__name__}")
         layer = cls(
             linear.in_features,
             linear.out_features,

@@ -146,9 +146,17 @@ def test_numbers_may_be_numpys():
     assert conv(torch.ones(1, 8, 9, 9)).shape == (1, 8, 5, 5)
 
 
-def test_from_conv_refuses_other_layers():
-    with pytest.raises(TypeError, match=r"conv must be an nn\.Conv2d, got Conv1d"):
-        KronConv2d.from_conv(nn.Conv1d(4, 4, 3))
+class Standardised(nn.Conv2d):
+    """Centres its weight at each call, as timm's ``StdConv2d`` does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv1d(4, 4, 3), Standardised(4, 4, 3)], ids=["other", "subclass"])
+def test_from_conv_refuses_other_layers_and_subclasses_whose_forward_would_be_lost(conv: nn.Module) -> None:
+    with pytest.raises(TypeError, match=rf"conv must be an nn\.Conv2d itself, got {type(conv).__name__}"):
+        KronConv2d.from_conv(conv)
 
 
 def test_pointwise_convolution_is_the_linear_layer():

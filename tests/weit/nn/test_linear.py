@@ -196,8 +196,13 @@ def test_bad_inputs_name_themselves():
         layer(torch.ones(()))
     with pytest.raises(TypeError, match="x must be float64, float32"):
         layer(torch.ones(2, 8, dtype=torch.int64))
-    with pytest.raises(TypeError, match=r"linear must be an nn\.Linear, got Conv2d"):
+
+
+def test_from_linear_refuses_other_layers_and_subclasses_whose_forward_would_be_lost():
+    with pytest.raises(TypeError, match=r"linear must be an nn\.Linear itself, got Conv2d"):
         KronLinear.from_linear(nn.Conv2d(3, 3, 1))
+    with pytest.raises(TypeError, match=r"linear must be an nn\.Linear itself, got ParametrizedLinear"):
+        KronLinear.from_linear(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
 
 
 @pytest.mark.parametrize("templates", [2, nn.Parameter(torch.randn(2, 4, 4))], ids=["new", "given"])
