@@ -20,7 +20,7 @@ import torch
 
 import weit_kernels
 from benchmarks.allocator import keep_freed_memory
-from weit_kernels.backends import pairs, why_not
+from weit_kernels.backends import Form, pairs, why_not
 
 Shape = dict[str, int]
 
@@ -97,8 +97,7 @@ def measure(shape: Shape, train: bool, seconds: float, dtype: torch.dtype) -> di
 
         return step
 
-    form = {"kernel": taps, "pointwise": taps == (1, 1), "unit_stride": True}
-    able = [(path, backend) for path, backend in pairs() if not why_not(path, backend, "cpu", dtype, **form)]
+    able = [(path, backend) for path, backend in pairs() if not why_not(path, backend, x.device, dtype, Form.of(taps))]
     return interleaved({f"{path} on {backend}": run(path, backend) for path, backend in able}, seconds)
 
 

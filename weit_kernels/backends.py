@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -13,8 +14,36 @@ import torch
 
 from weit_kernels import cpp
 from weit_kernels.paths import PATHS
+from weit_kernels.paths.convolution import ConvArgs
 from weit_kernels.shapes import BACKENDS, check_choice
 from weit_kernels.shapes import PATHS as PATH_NAMES
+
+
+@dataclass(frozen=True)
+class Form:
+    """A layer as backends tell layers apart; by default a linear one.
+
+    Attributes:
+        axes: spatial axes, 0 of a linear layer.
+        groups: of a convolution.
+        pointwise: whether it is one matrix product, for each image if it is a convolution.
+        unit_stride: whether it is known to move by one.
+    """
+
+    axes: int = 0
+    groups: int = 1
+    pointwise: bool = True
+    unit_stride: bool = True
+
+    @classmethod
+    def of(cls, kernel: Sequence[int], conv: ConvArgs | None = None) -> Form:
+        """The form of a convolution with windows of the sizes ``kernel``; by default with stride 1 and no padding."""
+        ones = (1,) * len(kernel)
+        conv = conv or ConvArgs(ones, (0,) * len(kernel), ones)
+        return cls(len(kernel), conv.groups, conv.pointwise(kernel), all(step == 1 for step in conv.stride))
+
+
+LINEAR = Form()
 
 
 def module(path: str, backend: str) -> ModuleType:
@@ -29,77 +58,56 @@ def pairs() -> Iterator[tuple[str, str]]:
     return ((path, backend) for path in PATH_NAMES[1:] for backend in BACKENDS[1:])
 
 
-def why_not(
-    path: str,
-    backend: str,
-    device_type: str,
-    dtype: torch.dtype,
-    *,
-    kernel: tuple[int, ...] = (),
-    groups: int = 1,
-    pointwise: bool = True,
-    unit_stride: bool = False,
-) -> str:
-    """Why a path cannot run on a backend; empty if it can.
-
-    ``pointwise`` says of a convolution whose ``kernel`` has one tap that its stride is 1 and its padding 0,
-    ``unit_stride`` of any that it is known to move by one.
-    """
-    if groups > 1 and path != "panel":
-        return f"groups={groups}: rows of the weight meet different inputs, which only panel handles"
+def why_not(path: str, backend: str, device: torch.device, dtype: torch.dtype, form: Form = LINEAR) -> str:
+    """Why a path cannot run on a backend; empty if it can."""
+    if form.groups > 1 and path != "panel":
+        return f"groups={form.groups}: rows of the weight meet different inputs, which only panel handles"
     if backend == "cpp":
-        return _why_not_cpp(path, device_type, dtype, kernel, pointwise, unit_stride)
+        return _why_not_cpp(path, device, dtype, form)
     if backend == "triton":
-        return _why_not_triton(path, device_type, dtype, kernel, pointwise)
+        return _why_not_triton(path, device, dtype, form)
     if backend == "cuda":
-        return _why_not_cuda(path, device_type, dtype, kernel, pointwise)
+        return _why_not_cuda(path, device, dtype, form)
     return "weight tiles made inside the product need a fused kernel: use backend='triton'" if path not in PATHS else ""
 
 
-def _why_not_triton(path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool) -> str:
+def _why_not_triton(path: str, device: torch.device, dtype: torch.dtype, form: Form) -> str:
     if dtype == torch.float64:
         return "Triton kernels sum in float32, which is too little for float64"
-    if path != "panel" and not _is_product(kernel, pointwise):
+    if path != "panel" and not form.pointwise:
         return "the fused kernels are matrix products: one tap, stride 1 and no padding; panel does other convolutions"
     if not _installed("triton"):
         return "triton is not installed"
-    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton needs a GPU (or TRITON_INTERPRET=1), the tensors are on {device_type}"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton needs a GPU (or TRITON_INTERPRET=1), the tensors are on {device.type}"
     return "" if path in _paths("triton") else f"{path} has no Triton kernels"
 
 
-def _why_not_cpp(
-    path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool, unit_stride: bool
-) -> str:
-    if device_type != "cpu":
-        return f"the compiled kernels are for CPUs, the tensors are on {device_type}"
+def _why_not_cpp(path: str, device: torch.device, dtype: torch.dtype, form: Form) -> str:
+    if device.type != "cpu":
+        return f"the compiled kernels are for CPUs, the tensors are on {device.type}"
     if reason := cpp.why_not():
         return reason
     if path not in cpp.PATHS:
         return f"{path} has no compiled kernels"
-    if not _is_product(kernel, pointwise) and not (unit_stride and len(kernel) == 2):
+    if not form.pointwise and not (form.unit_stride and form.axes == 2):
         return "the compiled kernels take convolutions of two axes and stride 1, or of one tap without padding"
     return cpp.supports(dtype)
 
 
-def _why_not_cuda(path: str, device_type: str, dtype: torch.dtype, kernel: tuple[int, ...], pointwise: bool) -> str:
+def _why_not_cuda(path: str, device: torch.device, dtype: torch.dtype, form: Form) -> str:
     cuda = importlib.import_module("weit_kernels.cuda")
     if path not in cuda.PATHS:
         return f"{path} has no CUDA kernels"
-    if device_type != "cuda":
-        return f"the CUDA kernels need a GPU, the tensors are on {device_type}"
+    if device.type != "cuda":
+        return f"the CUDA kernels need a GPU, the tensors are on {device.type}"
     if reason := cuda.why_not():
         return reason
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
         return "the CUDA kernels need compute capability 8.0"
-    if not _is_product(kernel, pointwise):
+    if not form.pointwise:
         return "the CUDA kernels are matrix products: one tap, stride 1 and no padding; panel does other convolutions"
     return cuda.supports(dtype)
-
-
-def _is_product(kernel: tuple[int, ...], pointwise: bool) -> bool:
-    """Whether the layer is one matrix product: linear, or a convolution of one tap that moves by one."""
-    return not kernel or (pointwise and all(taps == 1 for taps in kernel))
 
 
 @cache
@@ -112,31 +120,16 @@ def _paths(backend: str) -> frozenset[str]:
     return frozenset(importlib.import_module(f"weit_kernels.{backend}").PATHS)
 
 
-def require_runnable(
-    path: str,
-    backend: str,
-    device_type: str,
-    dtype: torch.dtype,
-    *,
-    kernel: tuple[int, ...] = (),
-    groups: int = 1,
-    pointwise: bool = True,
-    unit_stride: bool = False,
-) -> None:
+def require_runnable(path: str, backend: str, device: torch.device, dtype: torch.dtype, form: Form = LINEAR) -> None:
     """Raise ``ValueError`` for unknown names and ``RuntimeError`` for a path or backend that cannot run."""
     if path == "auto" and backend == "auto":
         return
     check_choice("path", path, PATH_NAMES)
     check_choice("backend", backend, BACKENDS)
-    reasons = {
-        (p, b): why_not(
-            p, b, device_type, dtype, kernel=kernel, groups=groups, pointwise=pointwise, unit_stride=unit_stride
-        )
-        for p, b in pairs()
-    }
+    reasons = {(p, b): why_not(p, b, device, dtype, form) for p, b in pairs()}
     asked = [why for (p, b), why in reasons.items() if path in ("auto", p) and backend in ("auto", b)]
     if all(asked):
         able = ", ".join(f"{p} on {b}" for (p, b), why in reasons.items() if not why)
         raise RuntimeError(
-            f"path={path!r} with backend={backend!r} cannot run: {asked[0]}; on {device_type} can run: {able}"
+            f"path={path!r} with backend={backend!r} cannot run: {asked[0]}; on {device.type} can run: {able}"
         )

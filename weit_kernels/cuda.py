@@ -35,7 +35,7 @@ def _stream(x: Tensor) -> int:
 
 def _other(path: str, x: Tensor) -> ModuleType:
     """The module that does what has no kernel here."""
-    triton = not backends.why_not(path, "triton", x.device.type, x.dtype)
+    triton = not backends.why_not(path, "triton", x.device, x.dtype)
     return backends.module(path, "triton" if triton else "torch")
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from weit_kernels import cpp, tune
-from weit_kernels.backends import pairs, why_not
+from weit_kernels.backends import LINEAR, Form, pairs, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
 from weit_kernels.paths.panel import WORKSPACE_BYTES
@@ -29,9 +29,7 @@ class Request:
     train: bool
     path: str = "auto"
     backend: str = "auto"
-    groups: int = 1
-    pointwise: bool = True
-    unit_stride: bool = False
+    form: Form = LINEAR
     dilated: bool = False
     channels_last: bool = False
 
@@ -49,13 +47,13 @@ class Request:
         """The key of the timings of this request: rows count by powers of two."""
         s, tf32 = self.shape, self.dtype == torch.float32 and tune.allows_tf32()
         sizes = f"N {s.N} m {s.m} n {s.n} p {s.p} q {s.q} out {s.out_features} in {s.in_features}"
-        conv = f"kernel {s.kernel} groups {self.groups} pointwise {self.pointwise}" if s.kernel else "linear"
+        conv = f"kernel {s.kernel} groups {self.form.groups} pointwise {self.form.pointwise}" if s.kernel else "linear"
         conv += " channels last" if self.channels_last else ""
         rows = f"rows {tune.bucket(self.rows)}"
         dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
         phases, choice = "train" if self.train else "infer", f"{self.path} {self.backend}"
         # What was timed without the compiled kernels says nothing of them.
-        built = "without" if why_not("templates_first", "cuda", self.device.type, self.dtype) else "with"
+        built = "without" if why_not("templates_first", "cuda", self.device, self.dtype) else "with"
         return tune.key("paths", self.device, sizes, conv, rows, dtype, phases, choice, f"{built} compiled kernels")
 
 
@@ -109,7 +107,7 @@ def work(request: Request, path: str, phase: str, columns: int = 0) -> Cost:
     convolution so is the inner axis of each tap. Where pixels are the columns (csrc/cpu/lanes.h), nothing is filled.
     """
     s = request.shape
-    lanes = s.kernel and request.pointwise and s.taps == 1 and phase == "forward"
+    lanes = s.kernel and request.form.pointwise and phase == "forward"
     if not columns or lanes:
         return cost(request, path, phase)
 
@@ -134,17 +132,7 @@ def estimates(
 ) -> tuple[Candidate, ...]:
     r, found = request, []
     for path, backend in pairs():
-        reason = why_not(
-            path,
-            backend,
-            r.device.type,
-            r.dtype,
-            kernel=r.shape.kernel,
-            groups=r.groups,
-            pointwise=r.pointwise,
-            unit_stride=r.unit_stride,
-        )
-        if reason:
+        if reason := why_not(path, backend, r.device, r.dtype, r.form):
             found.append(Candidate(path, backend, reason=reason))
             continue
         rates = compiled if backend == "cpp" else plain

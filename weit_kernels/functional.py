@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weit_kernels import direct, reference
-from weit_kernels.backends import require_runnable
+from weit_kernels.backends import Form, require_runnable
 from weit_kernels.ops import autocast, call, direct_call
-from weit_kernels.paths.convolution import channels_last, memory_format
+from weit_kernels.paths.convolution import ConvArgs, channels_last, memory_format
 from weit_kernels.shapes import (
     LAYOUTS,
     check_ceil,
@@ -71,7 +71,7 @@ def kron_linear(
     if key is not None and (known := direct.recall(key)) is not None:
         return known(x, templates, scalers, bias)
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
-    require_runnable(path, backend, x.device.type, x.dtype)
+    require_runnable(path, backend, x.device, x.dtype)
     if in_forward_mode():
         return reference.kron_linear(x, templates, scalers, bias, out_features=out_features, layout=layout)
     return _apply(x, templates, scalers, bias, shape.out_features, layout, path, backend, key)
@@ -217,18 +217,10 @@ def _conv(
     shape = check_conv(dims, x, templates, scalers, bias, groups, out_channels, layout)
     strides, dilations = per_axis("stride", stride, dims, 1), per_axis("dilation", dilation, dims, 1)
     pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)
-    pointwise = set(zip(shape.kernel, strides, pads, strict=True)) == {(1, 1, 0)} and groups == 1
-    require_runnable(
-        path,
-        backend,
-        x.device.type,
-        x.dtype,
-        kernel=shape.kernel,
-        groups=groups,
-        pointwise=pointwise,
-        unit_stride=set(strides) == {1},
-    )
-    if pointwise and x.dim() == dims + 2 and channels_last(x) and not in_forward_mode():
+    settings = (strides, pads, dilations, groups)
+    form = Form.of(shape.kernel, ConvArgs(*settings))
+    require_runnable(path, backend, x.device, x.dtype, form)
+    if form.pointwise and x.dim() == dims + 2 and channels_last(x) and not in_forward_mode():
         pixels = x.movedim(1, -1)
         y = _apply(pixels, templates.flatten(2), scalers, bias, shape.out_features, layout, path, backend)
         return y.movedim(-1, 1)
@@ -237,7 +229,6 @@ def _conv(
         maps = F.pad(maps, uneven)
     check_spatial(maps.shape[2:], shape.kernel, pads, dilations)
 
-    settings = (strides, pads, dilations, groups)
     if in_forward_mode():
         conv: dict[str, Any] = {"stride": strides, "padding": pads, "dilation": dilations, "groups": groups}
         y = reference.kron_conv(maps, templates, scalers, bias, out_channels=shape.out_features, layout=layout, **conv)
@@ -245,12 +236,12 @@ def _conv(
     choice = (_trains(x, templates, scalers), path, backend)
     if layout == "interleaved" and groups == 1:
         # One reordering of channels on each side; the contraction then is the block one.
-        form = memory_format(maps)
+        wanted = memory_format(maps)
         maps = _reorder(maps, shape.q, shape.n)
         bias = None if bias is None else _reorder(bias[None], shape.p, shape.m)[0]
         y = call("kron_conv", maps, templates, scalers, bias, shape.m * shape.p, *settings, "block", *choice)
         y = _reorder(y, shape.m, shape.p)[:, : shape.out_features]
-        y = y if form == torch.contiguous_format else y.contiguous(memory_format=form)
+        y = y if wanted == torch.contiguous_format else y.contiguous(memory_format=wanted)
     else:
         out, args = shape.out_features, (*settings, layout, *choice)
         y = call("kron_conv", maps, templates, scalers, bias, out, *args)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from weit_kernels import timings
-from weit_kernels.backends import require_runnable
+from weit_kernels.backends import Form, require_runnable
 from weit_kernels.estimates import Candidate, Request, candidates
 from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape, as_int, sizes
 
@@ -108,9 +108,9 @@ def plan(
         where = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one that torch knows, got {device!r}") from error
-    pointwise = all(taps == 1 for taps in kernel)
-    require_runnable(path, backend, where.type, dtype, kernel=shape.kernel, pointwise=pointwise, unit_stride=True)
-    return choose(Request(shape, rows, dtype, where, needs_grad, path, backend, pointwise=pointwise, unit_stride=True))
+    form = Form.of(kernel)
+    require_runnable(path, backend, where, dtype, form)
+    return choose(Request(shape, rows, dtype, where, needs_grad, path, backend, form))
 
 
 def choose(request: Request) -> Plan:

@@ -34,7 +34,7 @@ class Kron(LinearPeer):
 
 def _forced(path: str, backend: str) -> Contender:
     def supports(suite: SuiteShape, phase: str, dtype: torch.dtype, device: str) -> str:
-        reason = backends.why_not(path, backend, device, dtype, kernel=suite.shape.kernel, unit_stride=True)
+        reason = backends.why_not(path, backend, torch.device(device), dtype, backends.Form.of(suite.shape.kernel))
         if not reason and (backend, device) == ("triton", "cpu"):
             return "Triton's interpreter is for tests: its times mean nothing"
         return reason

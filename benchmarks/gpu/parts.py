@@ -38,7 +38,7 @@ def calls(given: Operands) -> Iterator[tuple[str, str, Call]]:
     yield "dx", "dense", lambda: dy @ W
     yield "factors", "dense", lambda: dy.t() @ x
     for path, backend in (("panel", "triton"), ("templates_first", "triton"), ("scalers_first", "triton")):
-        if backends.why_not(path, backend, x.device.type, x.dtype):
+        if backends.why_not(path, backend, x.device, x.dtype):
             continue
         module, name = backends.module(path, backend), f"{path}/{backend}"
         yield "forward", name, partial(module.linear, x, T, S, b, out)

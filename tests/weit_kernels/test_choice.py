@@ -5,6 +5,7 @@ import torch
 
 from weit_kernels import backends, plan, timings, tune
 from weit_kernels.estimates import Request, estimates
+from weit_kernels.paths.convolution import ConvArgs
 from weit_kernels.plan import choose, contenders
 from weit_kernels.shapes import KronShape
 
@@ -37,7 +38,7 @@ def test_rows_share_a_key_by_powers_of_two_and_nothing_else_is_shared() -> None:
         {"dtype": torch.float16},
         {"backend": "triton"},
         {"path": "panel"},
-        {"groups": 2},
+        {"form": backends.Form(2, groups=2)},
         {"shape": KronShape(4, 16, 16, 64, 64, 1023, 1024)},
         {"shape": KronShape(4, 16, 16, 64, 64, 1024, 1024, kernel=(3, 3))},
     ]
@@ -169,9 +170,10 @@ def test_backends_run_what_the_planner_says_they_can(path: str, batch: int) -> N
     x, T, S, rows = (t.to(device) for t in (x, T, S, rows))
     ran = 0
     for backend in BACKENDS[1:]:
-        for kernel, stride, pointwise in ((), 1, True), ((1, 1), 1, True), ((1, 1), 2, False):
+        for kernel, stride in ((), 1), ((1, 1), 1), ((1, 1), 2):
             choice = {"path": path, "backend": backend}
-            refused = backends.why_not(path, backend, device, torch.float32, kernel=kernel, pointwise=pointwise)
+            form = backends.Form.of(kernel, ConvArgs((stride,) * len(kernel), (0,) * len(kernel), (1,) * len(kernel)))
+            refused = backends.why_not(path, backend, torch.device(device), torch.float32, form)
 
             def call(kernel=kernel, stride=stride, choice=choice):
                 if not kernel:
@@ -188,6 +190,18 @@ def test_backends_run_what_the_planner_says_they_can(path: str, batch: int) -> N
             assert tune.disagreement([call()], [truth]) == ""
             ran += 1
     assert ran
+
+
+def test_what_a_gpu_can_run_is_asked_of_the_one_that_has_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {0: (7, 5), 1: (9, 0)}
+    monkeypatch.setattr("weit_kernels.cuda.why_not", lambda: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device=None: capabilities[device.index if device else 0]
+    )
+    backends.require_runnable("templates_first", "cuda", torch.device("cuda", 1), torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"cannot run: the CUDA kernels need compute capability 8\.0"):
+        backends.require_runnable("templates_first", "cuda", torch.device("cuda", 0), torch.bfloat16)
 
 
 def test_a_fused_path_is_predicted_not_to_move_its_intermediate() -> None:

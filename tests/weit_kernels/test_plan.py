@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import weit_kernels
 from tests.weit_kernels.cases import PATHS, needs_extension
 from weit_kernels import cpp, kron_conv2d, kron_linear, plan
+from weit_kernels.backends import Form
 from weit_kernels.estimates import Request, cost, work
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import panel
@@ -106,7 +107,7 @@ def test_zeros_that_fill_panels_are_counted(path: str, phase: str, expected: lis
 def test_dilated_windows_are_left_to_plain_torch_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     shape = KronShape(2, 8, 8, 64, 64, 512, 512, kernel=(3, 3))
-    request = Request(shape, 784, torch.float32, torch.device("cpu"), True, unit_stride=True, pointwise=False)
+    request = Request(shape, 784, torch.float32, torch.device("cpu"), True, form=Form.of(shape.kernel))
     assert choose(request).backend == "cpp"
     dilated = replace(request, dilated=True)
     assert choose(dilated).backend == "torch"

@@ -30,9 +30,9 @@ class ConvArgs:
         axes = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         return torch.Size((s + 2 * pad - d * (k - 1) - 1) // st + 1 for s, k, st, pad, d in axes)
 
-    def pointwise(self, weight: Tensor) -> bool:
+    def pointwise(self, kernel: Sequence[int]) -> bool:
         """Whether the convolution is one matrix product for each image."""
-        axes = zip(weight.shape[2:], self.stride, self.padding, strict=True)
+        axes = zip(kernel, self.stride, self.padding, strict=True)
         return self.groups == 1 and all(axis == (1, 1, 0) for axis in axes)
 
 
@@ -68,7 +68,7 @@ def run_conv_backward(
 
 def _maps_for(path: ModuleType, x: Tensor, T: Tensor, args: ConvArgs) -> Tensor:
     """The maps as a path takes them: only panels, which leave them to the library, take channels last."""
-    form = memory_format(x) if getattr(path, "CHANNELS_LAST", False) and not args.pointwise(T[0]) else None
+    form = memory_format(x) if getattr(path, "CHANNELS_LAST", False) and not args.pointwise(T.shape[3:]) else None
     return x.contiguous(memory_format=form or torch.contiguous_format)
 
 
@@ -77,7 +77,7 @@ def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = No
 
     With ``keep=False`` the result may lie in workspace memory, for use before the next block.
     """
-    if args.pointwise(weight):
+    if args.pointwise(weight.shape[2:]):
         maps, filters = x.flatten(2), weight.flatten(1)
         size = (x.shape[0], filters.shape[0], maps.shape[2])
         y = x.new_empty(size) if keep else workspace("block", x, *size)
@@ -94,7 +94,7 @@ def conv_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, args: ConvArgs, need: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``x`` and ``weight``; ``None`` where not needed."""
-    if args.pointwise(weight):
+    if args.pointwise(weight.shape[2:]):
         dy_maps, x_maps, flat = dy.flatten(2), x.flatten(2), weight.flatten(1)
         dx = torch.bmm(flat.t().expand(x.shape[0], -1, -1), dy_maps).view(x.shape) if need[0] else None
         dw = torch.bmm(dy_maps, x_maps.mT).sum(0).view(weight.shape) if need[1] else None
