@@ -44,6 +44,12 @@ class Form:
 
 
 LINEAR = Form()
+_EXCHANGED = {"templates_first": "scalers_first", "scalers_first": "templates_first"}
+
+
+def exchanged(path: str) -> str:
+    """What a path becomes where templates and scalers trade places, as they do in interleaved linear layers."""
+    return _EXCHANGED.get(path, path)
 
 
 def module(path: str, backend: str) -> ModuleType:
@@ -120,16 +126,23 @@ def _paths(backend: str) -> frozenset[str]:
     return frozenset(importlib.import_module(f"weit_kernels.{backend}").PATHS)
 
 
-def require_runnable(path: str, backend: str, device: torch.device, dtype: torch.dtype, form: Form = LINEAR) -> None:
-    """Raise ``ValueError`` for unknown names and ``RuntimeError`` for a path or backend that cannot run."""
+def require_runnable(
+    path: str, backend: str, device: torch.device, dtype: torch.dtype, form: Form = LINEAR, *, swap: bool = False
+) -> None:
+    """Raise ``ValueError`` for unknown names and ``RuntimeError`` for a path or backend that cannot run.
+
+    With ``swap`` the factors trade places before anything runs; the message still names paths as the caller does.
+    """
     if path == "auto" and backend == "auto":
         return
     check_choice("path", path, PATH_NAMES)
     check_choice("backend", backend, BACKENDS)
-    reasons = {(p, b): why_not(p, b, device, dtype, form) for p, b in pairs()}
+    reasons = {(p, b): why_not(exchanged(p) if swap else p, b, device, dtype, form) for p, b in pairs()}
     asked = [why for (p, b), why in reasons.items() if path in ("auto", p) and backend in ("auto", b)]
     if all(asked):
         able = ", ".join(f"{p} on {b}" for (p, b), why in reasons.items() if not why)
+        run_as = exchanged(path) if swap else path
+        stands = "" if run_as == path else f" (interleaved, so {run_as} with the factors exchanged)"
         raise RuntimeError(
-            f"path={path!r} with backend={backend!r} cannot run: {asked[0]}; on {device.type} can run: {able}"
+            f"path={path!r}{stands} with backend={backend!r} cannot run: {asked[0]}; on {device.type} can run: {able}"
         )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weit_kernels import direct, reference
-from weit_kernels.backends import Form, require_runnable
+from weit_kernels.backends import Form, exchanged, require_runnable
 from weit_kernels.ops import autocast, call, direct_call
 from weit_kernels.paths.convolution import ConvArgs, channels_last, memory_format
 from weit_kernels.shapes import (
@@ -28,8 +28,6 @@ from weit_kernels.shapes import (
     per_axis,
 )
 from weit_kernels.transforms import in_forward_mode
-
-_SWAPPED = {"templates_first": "scalers_first", "scalers_first": "templates_first"}
 
 
 def kron_linear(
@@ -71,7 +69,7 @@ def kron_linear(
     if key is not None and (known := direct.recall(key)) is not None:
         return known(x, templates, scalers, bias)
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
-    require_runnable(path, backend, x.device, x.dtype)
+    require_runnable(path, backend, x.device, x.dtype, swap=layout == "interleaved")
     if in_forward_mode():
         return reference.kron_linear(x, templates, scalers, bias, out_features=out_features, layout=layout)
     return _apply(x, templates, scalers, bias, shape.out_features, layout, path, backend, key)
@@ -90,7 +88,7 @@ def _apply(
 ) -> Tensor:
     """``kron_linear`` on checked arguments; later calls with the same ``key`` come here no more."""
     swap = layout == "interleaved"
-    settings = (_trains(x, templates, scalers), _SWAPPED.get(path, path) if swap else path, backend)
+    settings = (_trains(x, templates, scalers), exchanged(path) if swap else path, backend)
 
     def operator(rows: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
         y = call("kron_linear", rows, T, S, bias, out, *settings)
@@ -219,8 +217,9 @@ def _conv(
     pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)
     settings = (strides, pads, dilations, groups)
     form = Form.of(shape.kernel, ConvArgs(*settings))
-    require_runnable(path, backend, x.device, x.dtype, form)
-    if form.pointwise and x.dim() == dims + 2 and channels_last(x) and not in_forward_mode():
+    linear = form.pointwise and x.dim() == dims + 2 and channels_last(x) and not in_forward_mode()
+    require_runnable(path, backend, x.device, x.dtype, form, swap=linear and layout == "interleaved")
+    if linear:
         pixels = x.movedim(1, -1)
         y = _apply(pixels, templates.flatten(2), scalers, bias, shape.out_features, layout, path, backend)
         return y.movedim(-1, 1)

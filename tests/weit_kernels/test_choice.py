@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.weit_kernels.cases import needs_extension
 from weit_kernels import backends, plan, timings, tune
 from weit_kernels.estimates import Request, estimates
 from weit_kernels.paths.convolution import ConvArgs
@@ -190,6 +191,30 @@ def test_backends_run_what_the_planner_says_they_can(path: str, batch: int) -> N
             assert tune.disagreement([call()], [truth]) == ""
             ran += 1
     assert ran
+
+
+@needs_extension
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_path_is_checked_as_what_it_runs_as(conv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interleaved linear layers, and pixels that are such rows, exchange the factors and so the two orders."""
+    from weit_kernels import cpp, kron_conv2d, kron_linear, reference
+
+    monkeypatch.setattr(cpp, "PATHS", {"templates_first": cpp.PATHS["templates_first"]})
+    x, T, S = torch.randn(2, 8, 3, 5), torch.randn(2, 3, 4), torch.randn(2, 2, 2)
+    rows = x.movedim(1, -1)
+    truth = reference.kron_linear(rows, T, S, layout="interleaved")
+
+    def call(path: str) -> torch.Tensor:
+        choice = {"layout": "interleaved", "path": path, "backend": "cpp"}
+        if not conv:
+            return kron_linear(rows, T, S, **choice)
+        maps = x.contiguous(memory_format=torch.channels_last)
+        return kron_conv2d(maps, T[..., None, None], S, **choice).movedim(1, -1)
+
+    assert tune.disagreement([call("scalers_first")], [truth]) == ""
+    says = r"path='templates_first' \(interleaved, so scalers_first .*has no compiled kernels; .*scalers_first on cpp"
+    with pytest.raises(RuntimeError, match=says):
+        call("templates_first")
 
 
 def test_what_a_gpu_can_run_is_asked_of_the_one_that_has_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
