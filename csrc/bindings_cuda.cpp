@@ -21,7 +21,8 @@ void check(cudaError_t error, const char *name) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // the runtime keeps it, and whoever asks next would take it for its own
   const bool missing = error == cudaErrorNotSupported || error == cudaErrorNoKernelImageForDevice;
-  TORCH_CHECK_NOT_IMPLEMENTED(!missing, name, " has no CUDA kernel for these sizes on this GPU");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !missing, name, " has no CUDA kernel for these sizes on this GPU: ask for backend='triton' or 'torch'");
   TORCH_CHECK(false, name, " failed: ", cudaGetErrorString(error));
 }
 

@@ -159,16 +159,18 @@ Job sizes(const Chain &c, const Device &device, int item) {
 }
 
 template <class T, class Tile>
-cudaError_t run(const Job &job, const Device &device, cudaStream_t stream) {
+cudaError_t run(Job job, const Device &device, cudaStream_t stream) {
+  const auto bytes = [&job] { return Places<T, Tile>(job).end; };
+  // With 16 scaler rows all sizes fit in 99 KiB, the least that a block can have from compute capability 8.0 on.
+  while (bytes() > device.shared_bytes && job.BI > 16) job.BI -= 16;
+  if (bytes() > device.shared_bytes) return cudaErrorNotSupported;
   const Chain &c = job.chain;
-  const Places<T, Tile> places(job);
-  if (places.end > device.shared_bytes) return cudaErrorNotSupported;
   const int64_t blocks = blocks_of(c.p, job.BA) * blocks_of(c.m, job.BI) * blocks_of(c.M, job.BM);
   if (blocks > INT32_MAX) return cudaErrorNotSupported;
   const auto whole = [](int64_t value) { return value % (16 / sizeof(T)) == 0; };
   const bool aligned = (reinterpret_cast<uintptr_t>(c.x) | reinterpret_cast<uintptr_t>(c.T)) % 16 == 0;
   const bool dense = aligned && c.T_k == 1 && whole(c.T_t) && whole(c.T_a) && whole(c.q) && whole(c.in);
-  const Grid grid{dim3(unsigned(blocks)), 32 * kWarps, places.end, device.capability >= 90};
+  const Grid grid{dim3(unsigned(blocks)), 32 * kWarps, bytes(), device.capability >= 90};
   return launch(dense ? kernel<T, Tile, true> : kernel<T, Tile, false>, grid, stream, job);
 }
 

@@ -77,6 +77,20 @@ def test_on_any_device_in_any_order(kernels, case: Case, dtype: torch.dtype, set
     assert_right(kernels("few_rows"), "few_rows", case, dtype, setting)
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (Case("124_KiB", (8,), 4, 64, 16, 48, 8), torch.float32),
+        (Case("104_KiB", (8,), 8, 64, 16, 24, 16), torch.bfloat16),
+        (Case("99_KiB", (4,), 16, 16, 32, 12, 8), torch.float32),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_fits_in_the_99_kib_of_smaller_gpus(kernels, case: Case, dtype: torch.dtype) -> None:
+    """By name what these sizes take on a GPU that has it, with so few processors that each has plenty to do."""
+    assert_right(kernels("few_rows"), "few_rows", case, dtype, Setting(major=12, processors=4))
+
+
 @pytest.mark.parametrize("layout", ["transposed", "gaps"])
 @pytest.mark.parametrize("dtype", NARROW.values(), ids=NARROW.keys())
 @pytest.mark.parametrize("case", [CASES[0], *LARGE[:2]], ids=lambda case: case.name)
