@@ -68,7 +68,7 @@ def module_for(
     plan = choose(request)
     final = request.forced or plan.tuned or request.rows == 0 or request.key in _UNTUNED
     if not final and x.is_cuda and tune.mode() != "0":
-        if not tune.may_time(x):
+        if not tune.may_time(x.device):
             return module(plan.path, plan.backend)  # decided for this call only: a later one may time
         plan = _tuned(request, plan, calls, x, T, S, out, args)
     if len(_CHOSEN) >= _MOST_CHOSEN:

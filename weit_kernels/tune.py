@@ -16,7 +16,6 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from weit_kernels import timings
 from weit_kernels._version import __version__
@@ -34,15 +33,18 @@ def mode() -> str:
     return value
 
 
-def may_time(place: Tensor | torch.device) -> bool:
-    """Whether candidates may be run and timed on this tensor's device, now: a GPU, outside of tracing and capture."""
-    device = place.device if isinstance(place, Tensor) else place
+def may_time(device: torch.device) -> bool:
+    """Whether candidates may be run and timed on a device, now: a GPU, outside of tracing and capture.
+
+    Nor inside of a dispatch mode, which might make tensors without numbers. A mode that sees one operator is left while
+    that runs, so that a first call under a counter of operations is timed as any other.
+    """
     return (
         device.type == "cuda"
         and mode() != "0"
         and torch.cuda.is_available()
-        and not isinstance(place, FakeTensor)
         and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch.cuda.is_current_stream_capturing()
     )
 

@@ -113,12 +113,12 @@ def test_modes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_timed_on_a_cpu_or_under_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    assert not tune.may_time(torch.ones(1))
+    assert not tune.may_time(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert tune.may_time(GPU)
     with FakeTensorMode():
-        assert not tune.may_time(torch.empty(1, device="cuda"))
+        assert not tune.may_time(GPU)
     for name, value in (("is_current_stream_capturing", True), ("is_available", False)):
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, name, lambda value=value: value)

@@ -36,7 +36,7 @@ def tuned(
     if at in _CHOSEN:
         return _CHOSEN[at]  # type: ignore[return-value]
     timing = tune.mode() == "full"
-    if timing and not tune.may_time(x):  # while a graph is captured: decide later
+    if timing and not tune.may_time(x.device):  # while a graph is captured: decide later
         return guess
     key = tune.key("tiles", x.device, kernel, f"rows<={rows}", x.dtype, *at[4:5], sizes)
     if timing and timings.cache().get(key) is None:
