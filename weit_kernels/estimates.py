@@ -81,7 +81,10 @@ def candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
     """Every path on every backend, the fastest by prediction first, and the name of the rates."""
     # May change: a GPU is measured as soon as it may be.
     conv = bool(request.shape.kernel)
-    plain, compiled = (rates_for(request.device, request.dtype, backend, conv) for backend in ("torch", "cpp"))
+    measure = not request.forced  # where there is nothing to choose, predictions are worth no timing
+    plain, compiled = (
+        rates_for(request.device, request.dtype, backend, conv, measure=measure) for backend in ("torch", "cpp")
+    )
     parts = cpp.FIXED_PARTS if torch.are_deterministic_algorithms_enabled() else torch.get_num_threads()
     return estimates(request, plain, compiled, parts), plain.name
 

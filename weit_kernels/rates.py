@@ -172,10 +172,13 @@ DATA_SHEETS = {
 }
 
 
-def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch", conv: bool = False) -> Rates | GpuRates:
+def rates_for(
+    device: torch.device, dtype: torch.dtype, backend: str = "torch", conv: bool = False, *, measure: bool = True
+) -> Rates | GpuRates:
     """The rates to plan with for a device, a dtype and a backend; the same for all backends of a GPU.
 
-    Convolutions have rates of their own where they were measured: the library has other kernels for them.
+    Convolutions have rates of their own where they were measured: the library has other kernels for them. ``measure``: a
+    GPU without a known data sheet may be measured now.
     """
     if device.type == "cpu":
         kind = cpu_kind()
@@ -191,7 +194,9 @@ def rates_for(device: torch.device, dtype: torch.dtype, backend: str = "torch", 
     for known, sheet in DATA_SHEETS.items():
         if re.search(rf"\b{known}\b", name) and "Laptop" not in name:
             return sheet.rates(f"{known}, data sheet", dtype)
-    return measured(device, dtype) or DATA_SHEETS["H100"].rates("unknown GPU, taken for an H100, data sheet", dtype)
+    return measured(device, dtype, measure) or DATA_SHEETS["H100"].rates(
+        "unknown GPU, taken for an H100, data sheet", dtype
+    )
 
 
 def cpu_kind() -> str:
@@ -220,7 +225,11 @@ def compiled_unproven(dtype: torch.dtype, conv: bool = False) -> str:
     return f"not timed beside plain torch on a CPU with {kind}; ask for backend='cpp'"
 
 
-def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:
+# Keys whose timing failed in this process: it is not tried again for every new shape.
+_FAILED: set[str] = set()
+
+
+def measured(device: torch.device, dtype: torch.dtype, measure: bool = True) -> GpuRates | None:
     """Rates of a GPU without a known data sheet: a product and a copy, timed once and kept in the tuning cache.
 
     ``None`` where nothing is kept and nothing may be timed.
@@ -229,13 +238,14 @@ def measured(device: torch.device, dtype: torch.dtype) -> GpuRates | None:
     entry = timings.cache().get(key)
     if entry and entry.seconds.get("product") and entry.seconds.get("copy"):
         seconds = entry.seconds
-    elif tune.may_time(device):
+    elif measure and key not in _FAILED and tune.may_time(device):
         try:
             with torch.cuda.device(device):
                 seconds = _time_product_and_copy(device, dtype)
         except RuntimeError:  # out of memory above all: planning must not stop the caller
-            return None
+            seconds = {}
         if seconds.keys() != {"product", "copy"}:
+            _FAILED.add(key)
             return None
         timings.cache().put(key, "product", seconds)
     else:

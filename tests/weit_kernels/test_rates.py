@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from weit_kernels import cpp, rates, tune
+from weit_kernels import cpp, plan, rates, tune
 
 GPU = torch.device("cuda", 0)
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -52,13 +52,20 @@ def test_known_gpus_are_planned_with_their_data_sheet(monkeypatch: pytest.Monkey
         assert rates.rates_for(GPU, torch.float32).flops in (sheet.single, sheet.tf32)
 
 
-def test_an_unknown_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def unknown_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(tune, "may_time", lambda place: False)
-    assert "unknown GPU" in rates.rates_for(GPU, torch.float32).name
-    timed = []
-    monkeypatch.setattr(tune, "may_time", lambda place: True)
+    monkeypatch.setattr(tune, "may_time", lambda device: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(rates, "_FAILED", set())
+
+
+@pytest.mark.usefixtures("unknown_gpu")
+def test_an_unknown_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "may_time", lambda device: False)
+        assert "unknown GPU" in rates.rates_for(GPU, torch.float32).name
+    timed = []
     monkeypatch.setattr(
         rates, "_time_product_and_copy", lambda *args: timed.append(args) or {"product": 0.5, "copy": 0.25}
     )
@@ -68,3 +75,28 @@ def test_an_unknown_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> Non
         assert found.flops * rates.LIBRARY_REACHED == pytest.approx(2 * 4096**3 / 0.5)
         assert found.bandwidth == pytest.approx(2 * 4 * 4096**2 / 0.25)
     assert len(timed) == 1
+
+
+@pytest.mark.usefixtures("unknown_gpu")
+def test_a_gpu_that_could_not_be_measured_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+
+    def out_of_memory(*args: object) -> None:
+        timed.append(args)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(rates, "_time_product_and_copy", out_of_memory)
+    for _ in range(2):
+        assert "unknown GPU" in rates.rates_for(GPU, torch.float32).name
+    assert len(timed) == 1
+
+
+@pytest.mark.usefixtures("unknown_gpu")
+def test_nothing_is_measured_where_nothing_is_to_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+    monkeypatch.setattr(rates, "_time_product_and_copy", lambda *args: timed.append(args) or {"product": 1, "copy": 1})
+    sizes = (64, (2, 4, 4), (8, 8), torch.float32, GPU)
+    plan(*sizes, path="panel", backend="torch")
+    assert not timed
+    plan(*sizes, path="panel")
+    assert timed
