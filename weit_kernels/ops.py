@@ -1,9 +1,10 @@
 """The custom operators: schema, kernels, fakes, autograd and autocast. The only file that talks to ``torch.library``.
 
-Operands are in the block layout; ``functional`` turns the interleaved one into it. Two operators for each kind of layer
-are closed under differentiation. With ``Φ(x, dy, T, S) = Σ S·T·dy·x``, the forward product is ``∂Φ/∂dy`` and the
-backward operator returns ``∂Φ/∂x``, ``∂Φ/∂T`` and ``∂Φ/∂S``; ``Φ`` is linear in each argument, so derivatives of those
-are the same two operators with one argument replaced by its tangent. Only inputs are saved for the backward pass.
+Operands are in the block layout; ``functional`` and ``functional_conv`` turn the interleaved one into it. Two operators
+for each kind of layer are closed under differentiation. With ``Φ(x, dy, T, S) = Σ S·T·dy·x``, the forward product is
+``∂Φ/∂dy`` and the backward operator returns ``∂Φ/∂x``, ``∂Φ/∂T`` and ``∂Φ/∂S``; ``Φ`` is linear in each argument, so
+derivatives of those are the same two operators with one argument replaced by its tangent. Only inputs are saved for the
+backward pass.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.weit_kernels.cases import LAYOUTS, PATHS, RAGGED, Case, reference_linear, relative_error
-from weit_kernels import direct, functional, kron_conv2d, kron_linear, reference
+from weit_kernels import direct, functional, functional_conv, kron_conv2d, kron_linear, reference
 
 LEARNS = {
     "all": (True,) * 4,
@@ -36,8 +36,8 @@ def _nothing_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
 def long_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the operators that calls went through."""
     names: list[str] = []
-    real = functional.call
-    monkeypatch.setattr(functional, "call", lambda name, *args: names.append(name) or real(name, *args))
+    for module, real in ((functional, functional.call), (functional_conv, functional_conv.call)):
+        monkeypatch.setattr(module, "call", lambda name, *args, real=real: names.append(name) or real(name, *args))
     return names
 
 
