@@ -15,6 +15,7 @@
 
 #include "regroup.h"
 #include "result_sm90.h"
+#include "units_sm90.h"
 
 namespace weit::cuda {
 namespace {
@@ -29,8 +30,7 @@ struct Job {
   TensorMap x, T, y;  // axes (k, j, b), (k, a % kPaired, t, a / kPaired) and (a, b, i)
   Chain chain;        // but for the bias
   const void *bias;
-  int token_blocks, a_blocks, places;
-  int units, unit_tiles;
+  Units units;
   int scaler_steps, template_steps, depth_steps, stages;
   bool y_boxes, y_runs;  // aligned for it
 };
@@ -74,35 +74,11 @@ struct Shared {
   }
 };
 
-// The tiles of a block, 64 tokens each. The work is cut into units: some tiles of one place (a0, i0). Blocks take units
-// in turn and neighbouring units differ in their place alone, so that the tokens that blocks read at one time are the
-// same: x comes from memory once, and the short runs of y that they write meet in the L2 cache.
-template <class Tile>
-struct Tiles {
-  const Job &job;
-  int unit, first, token, end;
-
-  __device__ explicit Tiles(const Job &job) : job(job), unit(blockIdx.x) { open(); }
-  __device__ void open() {
-    first = token = unit / job.places * job.unit_tiles;
-    end = min(first + job.unit_tiles, job.token_blocks);
-  }
-  __device__ bool more() const { return unit < job.units; }
-  __device__ void advance() {
-    if (++token == end) unit += gridDim.x, open();
-  }
-  __device__ int a0() const { return unit % job.places % job.a_blocks * 2 * Tile::kRows; }
-  __device__ int i0() const { return unit % job.places / job.a_blocks * Tile::kScalerRows; }
-  __device__ int first_token() const { return token * kTokens; }
-  __device__ bool opens_place() const { return token == first; }
-  __device__ bool ends_place() const { return token + 1 == end; }
-};
-
 template <class Tile>
 __device__ __forceinline__ void produce(const Job &job, const Shared<Tile> &shared) {
   Slot slot;
   uint32_t T_round = 0;
-  for (Tiles<Tile> tiles(job); tiles.more(); tiles.advance()) {
+  for (Tiles<Tile> tiles(job.units); tiles.more(); tiles.advance()) {
     if (tiles.opens_place()) {
       barrier_wait(shared.T_empty, T_round ^ 1), T_round ^= 1;
       barrier_expect(shared.T_full, job.template_steps * job.depth_steps * Tile::kTBytes);
@@ -183,7 +159,7 @@ __device__ __forceinline__ void consume(const Job &job, const Shared<Tile> &shar
   float sum[Tile::kRows][Tile::kScalerRows / 8][4], z[Tile::kColumns / 8][4];
   uint32_t left[Tile::kRows][4];
 
-  for (Tiles<Tile> tiles(job); tiles.more(); tiles.advance()) {
+  for (Tiles<Tile> tiles(job.units); tiles.more(); tiles.advance()) {
     if (tiles.opens_place()) {
       sync_threads(1, kConsumers);  // nobody reads the scalers before any more
       load_scalers<Tile>(job, shared.S, tiles.i0());
@@ -248,19 +224,6 @@ __global__ void __launch_bounds__(WEIT_SM90A_THREADS(kThreads), 1) kernel(const 
 #endif
 }
 
-// Cuts the work such that the last block to end does so as early as possible. A unit costs one tile more, about what the
-// templates and scalers of its place take. For so many rounds of blocks, the smallest units that need no more.
-void set_units(Job &job, const Device &device) {
-  int64_t least = INT64_MAX;
-  const int64_t even = blocks_of(int64_t(job.token_blocks) * job.places, device.processors);  // tiles of each block
-  for (int64_t rounds = blocks_of(job.places, device.processors); even + rounds <= least; ++rounds) {
-    const int64_t most = min(int64_t(job.token_blocks), rounds * device.processors / job.places);  // units of a place
-    const int64_t tiles = blocks_of(job.token_blocks, most), time = rounds * (tiles + 1);
-    if (time > least) continue;
-    least = time, job.unit_tiles = int(tiles), job.units = int(blocks_of(job.token_blocks, tiles) * job.places);
-  }
-}
-
 template <class E, int TEMPLATES, int ROWS, int SCALER_ROWS>
 cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
   using Shape = Tile<E, TEMPLATES, ROWS, SCALER_ROWS>;
@@ -269,10 +232,10 @@ cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
   const auto steps = [](int64_t size, int step) { return int(blocks_of(size, step)); };
   Job job{};
   job.chain = chain, job.bias = chain.bias, job.chain.bias = nullptr;
-  job.token_blocks = steps(chain.M, kTokens), job.a_blocks = steps(chain.p, 2 * ROWS);
-  job.places = job.a_blocks * steps(chain.m, SCALER_ROWS);
-  if (int64_t(job.token_blocks) * job.places > INT32_MAX) return cudaErrorNotSupported;
-  set_units(job, device);
+  const int token_blocks = steps(chain.M, kTokens), a_blocks = steps(chain.p, 2 * ROWS);
+  const int places = a_blocks * steps(chain.m, SCALER_ROWS);
+  if (int64_t(token_blocks) * places > INT32_MAX) return cudaErrorNotSupported;
+  job.units = units_of(token_blocks, a_blocks, places, device.processors);
   job.scaler_steps = steps(chain.n, Order::kScalers);
   job.template_steps = steps(chain.N, TEMPLATES), job.depth_steps = steps(chain.q, kDepth);
   job.y_boxes = chain.out == chain.m * chain.p && chain.p % 8 == 0 && vectors_aligned(chain.y);
@@ -303,7 +266,7 @@ cudaError_t run(const Chain &chain, const Device &device, cudaStream_t stream) {
     if (const auto error = make_tensor_map(job.y, chain.element, chain.y, y_axes, false)) return error;
   }
   if (!built_for_sm90a(kernel<Shape>, kThreads)) return cudaErrorNotSupported;
-  const unsigned blocks = min(job.units, device.processors);
+  const unsigned blocks = min(job.units.count, device.processors);
   return launch(kernel<Shape>, {dim3(blocks), kThreads, shared_bytes}, stream, job);
 }
 
