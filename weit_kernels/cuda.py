@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from weit_kernels import backends, cpp
-from weit_kernels.paths.pointwise import conv_functions
+from weit_kernels.paths.pointwise import Grads, conv_functions
 from weit_kernels.paths.synth import Pair
 from weit_kernels.shapes import FEW_ROWS
-
-Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -94,8 +92,8 @@ def factor_grads_kernel(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[
 def _panels_are_faster(rows: int, T: Tensor, S: Tensor, wanted: int) -> bool:
     """Whether the gradient of ``W``, part by part, takes less time than the kernel that makes none of it.
 
-    By rates that an H100 showed over the suite in bfloat16 (docs/gpu_h100.md): the library's products 650 TFLOP/s, the
-    kernels' 150 to 390; contracting ``W``'s gradient 31 µs and 5 ps for each of its numbers.
+    By rates that an H100 showed over the suite in bfloat16 (docs/gpu_h100.md), whatever the GPU: the library's products
+    650 TFLOP/s, the kernels' 150 to 390; contracting ``W``'s gradient 31 µs and 5 ps for each of its numbers.
     """
     (N, m, n), (_, p, q) = S.shape, T.shape
     weights = m * n * p * q

@@ -15,11 +15,13 @@ from weit_kernels.triton.tiles import narrow, power_of_two, precision
 _TILE = 4096  # numbers that a program has in flight: 32 a thread
 
 
-def sum_parts(*sums: tuple[Tensor, Tensor, bool]) -> None:
+def sum_parts(*given: tuple[Tensor | None, Tensor | None, bool]) -> None:
     """For one or two of ``(parts, total, add)``: ``total = Σ parts`` in a fixed order, or with ``add`` ``total += Σ parts``.
 
-    ``parts (count, N, ...)`` contiguous float32; ``total (N, ...)`` of any dtype, contiguous within each of its ``N``.
+    ``parts (count, N, ...)`` contiguous float32; ``total (N, ...)`` of any dtype, contiguous within each of its ``N``. What
+    nobody wants may be ``None``.
     """
+    sums = [(parts, total, add) for parts, total, add in given if parts is not None and total is not None]
     (first, first_total, first_adds), (second, second_total, second_adds) = sums[0], sums[-1]
     tiles = [_tile(parts) for parts, _, _ in (sums[0], sums[-1])]
     programs = [triton.cdiv(total.numel(), elements) for (_, total, _), (_, elements) in zip(sums, tiles, strict=False)]

@@ -123,12 +123,8 @@ class _Parts:
             tiles.rows, tiles.cols, tiles.t, want_T, want_S, precision(self.flat),
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-        sums = []
-        if dT is not None:
-            sums.append((dT_parts, dT, adds_T))
-        if dS is not None:
-            sums.append((dS_parts, dS.view(N, self.pairs)[:, chunk], adds_S))
-        sum_parts(*sums)
+        dS_chunk = None if dS is None else dS.view(N, self.pairs)[:, chunk]
+        sum_parts((dT_parts, dT, adds_T), (dS_parts, dS_chunk, adds_S))
 
 
 def _sizes(T: Tensor, S: Tensor, weight: Tensor, layout: str) -> tuple[Tensor, tuple[Any, ...]]:

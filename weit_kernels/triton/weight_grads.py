@@ -76,8 +76,7 @@ def _launch(tiles: GradTiles, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, want_
     )  # fmt: skip
     dT = None if dT_parts is None else T.new_empty(T.shape)
     dS = None if dS_parts is None else S.new_empty(S.shape)
-    pairs = ((dT_parts, dT), (dS_parts, dS))
-    sum_parts(*((parts, total, False) for parts, total in pairs if parts is not None and total is not None))
+    sum_parts((dT_parts, dT, False), (dS_parts, dS, False))
     return dT, dS
 
 
