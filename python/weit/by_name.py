@@ -20,6 +20,14 @@ from weit.models.sizes import training_flops
 from weit.pretrain import PretrainConfig, pretrain
 from weit.tasks import Size, Task
 
+OF_DATA = ("img_size", "in_chans", "num_classes", "obs_dim", "act_dim", "context")
+"""Arguments of models that the data decide; the others are sizes."""
+
+
+def made_for(task: Task) -> dict[str, Any]:
+    """Which task, but for where its data are: what banks, models and the settings of runs keep of it."""
+    return {"family": task.family, "data": task.name, **task.options}
+
 
 def build(task: Task, model: str, size: Size, seed: int) -> nn.Module:
     """A fresh model for the task; its numbers depend on ``seed`` alone."""
@@ -43,8 +51,8 @@ def pretrain_bank(
     ``run`` goes to ``pretrain`` (run_dir, resume, progress).
 
     ``bank.source.config`` tells how to build the model again and what the pre-training cost: ``{"model", "arguments",
-    "smaller", "family", "data", "training_flops"}``, where a step counts as one of a dense model of the size it ran at, and
-    the teacher's training and answers count too.
+    "smaller", "training_flops"}`` and ``made_for(task)``. A step costs what one of a dense model of the size it ran at does,
+    and the teacher's training and answers count too.
     """
     big, *small = (build(task, model, each, config.seed) for each in (size, *smaller))
 
@@ -70,8 +78,7 @@ def pretrain_bank(
         "model": model,
         "arguments": task.arguments(model, size),
         "smaller": list(smaller),
-        "family": task.family,
-        "data": task.name,
+        **made_for(task),
         "training_flops": config.batch_size * sum(prices[index] for index in drawn) + taught,
     }
     return bank

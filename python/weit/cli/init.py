@@ -1,7 +1,7 @@
 """Make a dense model of any size from a pre-trained bank; writes model.safetensors, config.json and how they came about.
 
-The model is of the bank's own family, for the bank's own data if none are named; sizes that are not named are as in the
-pre-trained model.
+The model is of the bank's own family, for the bank's own data if none are named; sizes that are not named, that of
+images too, are as in the pre-trained model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from weit.bank import TemplateBank
-from weit.by_name import start_from_bank
+from weit.by_name import OF_DATA, start_from_bank
 from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.cli.model import DataFlags, SizeFlags, scores
 from weit.engine.config import take_whole
@@ -74,10 +74,8 @@ def run(parser: Parser, given: Namespace) -> None:
     if bank.source is None or not {"model", "arguments"} <= bank.source.config.keys():
         raise ValueError(f"bank must come with the model it was pre-trained in, but {flags.bank} names none")
     task, model = data.or_else(bank.source.config).task(), bank.source.config["model"]
-    of_data = task.arguments(model, {})
-    size = sizes.or_else(
-        {name: value for name, value in bank.source.config["arguments"].items() if name not in of_data}
-    )
+    pretrained = bank.source.config["arguments"]
+    size = sizes.or_else({name: value for name, value in pretrained.items() if name not in OF_DATA})
     fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, **flags.how}
     with atomic_dir(flags.out, known=[_FITTING]) as folder:
         if flags.steps:

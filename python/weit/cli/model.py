@@ -12,6 +12,7 @@ from torch import nn
 from weit.engine.processes import training_device
 from weit.models.sizes import parse_size
 from weit.tasks import Size, Task, load_task
+from weit.tasks.classification import OWN_IMAGES
 
 SIZE: Size = {"width": 64, "depth": 6}  # of the package's own models, where the user names none
 
@@ -26,8 +27,8 @@ class DataFlags:
             from a file of your own; an environment such as Hopper-v5 for control.
         root: folder or file of the data, if it is not in the usual place. Of your own images: CLASS/*.jpg, or that in each
             of train, validation and test; a data set that was saved to disk for hf-dataset.
-        image_size: side that your own images are brought to; 64 if not given.
-        augment: of your own images in training: crop (the default), randaugment or none.
+        image_size: side that your own images are brought to; if not given, that of the bank or model to start from, or 64.
+        augment: of your own images in training: crop, randaugment or none; if not given, likewise, or crop.
     """
 
     family: str | None = None
@@ -41,10 +42,15 @@ class DataFlags:
         return load_task(self.data, self.root, family, image_size=self.image_size, augment=self.augment)
 
     def or_else(self, made_for: Mapping[str, Any]) -> DataFlags:
-        """Where they name no task, that of a bank: its ``{"family", "data"}``."""
-        family = self.family or made_for.get("family")
-        same = self.data is None and family == made_for.get("family")
-        return replace(self, family=family, data=made_for.get("data") if same else self.data)
+        """Where they name no task, that of a bank or a model, which keeps what ``weit.by_name.made_for`` gave."""
+        family, data = self.family or made_for.get("family"), self.data
+        if data is None and family == made_for.get("family"):
+            data = made_for.get("data")
+        found = replace(self, family=family, data=data)
+        if data not in OWN_IMAGES:
+            return found
+        options = {name: getattr(self, name) or made_for.get(name) for name in ("image_size", "augment")}
+        return replace(found, **options)
 
 
 @dataclass(frozen=True)

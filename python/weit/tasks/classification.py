@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from weit.engine.objective import Loss
 from weit.tasks.idx import read_idx
 from weit.tasks.task import Metric, Size, Task, check_split, evaluating
 
+OWN_IMAGES = ("folder", "hf-dataset")
+"""Data that are the user's own images, which are brought to a size."""
+
 _FASHION_MNIST_FOLDERS = Path("/usr/share/datasets/fashion-mnist"), Path("/usr/local/share/datasets/fashion-mnist")
 
 
 _ACCURACY = Metric("accuracy", "accuracy, %", scale=100.0, digits=1)
 _QUICK = 2000  # items that a point of a learning curve is measured on
 _FETCHED = 64  # items at once where they are read from files: workers hold several batches
-_FILES = ("folder", "hf-dataset")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Classification(Task):
     metrics: tuple[Metric, ...] = (_ACCURACY,)
     loss: Loss = F.cross_entropy
     distance: Loss | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, model: str, size: Size) -> dict[str, Any]:
         if model in ("dit", "mlp", "transformer"):
@@ -99,7 +102,7 @@ def load(name: str, root: Path | None = None, **options: Any) -> Classification:
         OSError: files that are not there.
         RuntimeError: a library is not installed: scikit-learn, which carries the digits, or torchvision or datasets.
     """
-    if name in _FILES:
+    if name in OWN_IMAGES:
         return _own_images(name, root, options)
     if name not in ("digits", "fashion-mnist"):
         raise ValueError(

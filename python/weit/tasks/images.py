@@ -86,7 +86,8 @@ def load(
     # Batch size and order are the trainer's.
     loader: DataLoader[Any] = DataLoader(train, num_workers=workers, pin_memory=torch.cuda.is_available())
     model_args = {"img_size": image_size, "in_chans": 3, "num_classes": len(classes)}
-    return Classification(kind, loader, validation, test, model_args, _patch_size(image_size), workers)
+    options = {"image_size": image_size, "augment": augment}
+    return Classification(kind, loader, validation, test, model_args, _patch_size(image_size), workers, options=options)
 
 
 def _check_classes(found: dict[str, Source], root: Path) -> None:

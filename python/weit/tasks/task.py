@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class Task(ABC):
         train: as ``weit.engine.train`` takes it.
         loss: (outputs, targets) → scalar, the mean over the items.
         distance: (outputs, teacher's outputs) → scalar, for soft targets; ``None`` where outputs are logits.
+        options: of ``load_task``, such as the size that images are brought to; JSON.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Task(ABC):
     train: Data
     loss: Loss
     distance: Loss | None
+    options: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def arguments(self, model: str, size: Size) -> dict[str, Any]:

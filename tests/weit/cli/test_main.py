@@ -110,6 +110,18 @@ def test_init_takes_the_data_that_the_bank_was_made_for() -> None:
     assert DataFlags().or_else({}).task().name == "digits"
 
 
+def test_init_takes_the_size_of_images_that_the_bank_was_made_for() -> None:
+    bank = {"family": "classification", "data": "folder", "image_size": 224, "augment": "randaugment"}
+    for given, size, augment in (
+        (DataFlags(), 224, "randaugment"),
+        (DataFlags(data="hf-dataset", augment="none"), 224, "none"),
+        (DataFlags(data="folder", image_size=96), 96, "randaugment"),
+        (DataFlags(data="digits"), None, None),
+        (DataFlags(family="generation"), None, None),
+    ):
+        assert (given.or_else(bank).image_size, given.or_else(bank).augment) == (size, augment)
+
+
 def test_the_config_of_a_run_gives_it_again(bank: Path, tmp_path: Path) -> None:
     start, trained = tmp_path / "start", tmp_path / "run"
     assert run("init", "--bank", bank, "--size", "16x2", "--steps", 2, "--out", start) == 0

@@ -1,5 +1,6 @@
 """Images from files: splits, augmentation, errors, and training on them from the command line."""
 
+import json
 import multiprocessing
 import struct
 import sys
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import weit
 from weit.cli import main
 from weit.engine.data import Batches
 from weit.tasks import load_task
@@ -329,12 +331,19 @@ def test_a_damaged_image_ends_a_run_in_one_line(tmp_path, capsys):
 
 
 def test_a_pre_trained_bank_starts_a_model_from_images(classes, tmp_path):
-    data = ["--data", "folder", "--root", classes, "--image-size", 16]
-    pretrain = ["pretrain", *data, "--size", "32x2", "--smaller", "16x1", "--out", tmp_path / "pretrained", *TINY]
+    """What the images are brought to, and what they are cut into, is that of the bank unless it is named."""
+    data = ["--data", "folder", "--root", classes, "--image-size", 16, "--augment", "none"]
+    sizes = ["--size", "width=32,depth=2,patch_size=8", "--smaller", "width=16,depth=1,patch_size=8"]
+    pretrain = ["pretrain", *data, *sizes, "--out", tmp_path / "pretrained", *TINY]
     assert main([str(flag) for flag in pretrain]) == 0
-    init = ["init", *data, "--bank", tmp_path / "pretrained/bank", "--size", "16x2", "--steps", 1]
-    assert main([str(flag) for flag in (*init, "--batch-size", 4, "--out", tmp_path / "start")]) == 0
-    assert (tmp_path / "start/model.safetensors").is_file()
+    made_for = weit.TemplateBank.from_pretrained(tmp_path / "pretrained/bank").source.config
+    assert (made_for["image_size"], made_for["augment"]) == (16, "none")
+    init = ["init", "--root", classes, "--bank", tmp_path / "pretrained/bank", "--size", "16x2", "--steps", 1]
+    for named, side, patch in ([], 16, 8), (["--size", "width=16,depth=2,patch_size=4", "--image-size", 32], 32, 4):
+        out = tmp_path / f"start{side}"
+        assert main([str(flag) for flag in (*init, *named, "--batch-size", 4, "--out", out)]) == 0
+        arguments = json.loads((out / "config.json").read_text())["arguments"]
+        assert (arguments["img_size"], arguments["patch_size"], arguments["width"]) == (side, patch, 16)
 
 
 def test_a_library_that_does_not_import_is_named(classes, monkeypatch):
