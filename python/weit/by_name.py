@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,16 @@ OF_DATA = ("img_size", "in_chans", "num_classes", "obs_dim", "act_dim", "context
 def made_for(task: Task) -> dict[str, Any]:
     """Which task, but for where its data are: what banks, models and the settings of runs keep of it."""
     return {"family": task.family, "data": task.name, **task.options}
+
+
+def check_built_with(argument: str, folder: Path, arguments: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ``ValueError``, in words about ``argument``, if the model in ``folder`` was built with ``arguments`` that differ
+    from those ``expected`` for a task.
+    """
+    for name, value in expected.items():
+        if arguments.get(name, value) != value:
+            found = f"{folder} has {name}={arguments[name]}"
+            raise ValueError(f"{argument} must be made for this task, with {name}={value}, but {found}")
 
 
 def build(task: Task, model: str, size: Size, seed: int) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from weit.bank import TemplateBank
-from weit.by_name import OF_DATA, start_from_bank
+from weit.by_name import OF_DATA, made_for, start_from_bank
 from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
 from weit.cli.model import DataFlags, SizeFlags, scores
 from weit.engine.config import take_whole
@@ -81,7 +81,7 @@ def run(parser: Parser, given: Namespace) -> None:
         if flags.steps:
             fit["run_dir"] = folder / _FITTING
         network = start_from_bank(task, bank, model, size, **fit, progress=True)
-        write_model(network, folder, model, task.arguments(model, size))
+        write_model(network, folder, model, task.arguments(model, size), **made_for(task))
         write_flags(folder, given)
         if flags.steps:
             for record in (folder / _FITTING).rglob(METRICS):

@@ -1,4 +1,7 @@
-"""Train one dense model, fresh or from a folder that weit init wrote; keeps the record of the run."""
+"""Train one dense model, fresh or from a folder that weit init wrote; keeps the record of the run.
+
+From a folder the data are those that its model was made for, if none are named.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from weit.by_name import build, train_dense
+from weit.by_name import OF_DATA, build, check_built_with, made_for, train_dense
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig, is_main_process
@@ -44,13 +47,16 @@ def add_arguments(parser: Parser) -> None:
 def run(parser: Parser, given: Namespace) -> None:
     flags, sizes = read_fields(parser, given, TrainFlags), read_fields(parser, given, SizeFlags)
     data, config = read_fields(parser, given, DataFlags), read_fields(parser, given, TrainConfig)
-    task = data.task()
     if flags.init is not None:
-        if sizes != SizeFlags():
-            parser.error("size, width and depth are those of the model that init names; leave them out")
+        if sizes != SizeFlags() or flags.model is not None:
+            parser.error("model, size, width and depth are those of the model that init names; leave them out")
         network, saved = load_model(flags.init)
         model, arguments = saved["model"], saved["arguments"]
+        task = data.or_else(saved).task()
+        of_data = {name: value for name, value in task.arguments(model, {}).items() if name in OF_DATA}
+        check_built_with("init", flags.init, arguments, of_data)
     else:
+        task = data.task()
         model = flags.model or task.model
         size = sizes.or_else({} if ":" in model else SIZE)
         arguments = task.arguments(model, size)
@@ -60,6 +66,6 @@ def run(parser: Parser, given: Namespace) -> None:
     if not is_main_process():
         return
     flops = config.steps * config.batch_size * training_flops(model, arguments)
-    save_model(network, flags.out / "model", model, arguments, training_flops=flops)
+    save_model(network, flags.out / "model", model, arguments, **made_for(task), training_flops=flops)
     plot_run(flags.out)
     print(f"{flags.out / 'model'}: {scores(task, network, 'validation', 'test')}")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from weit.bank import BankSpec, TemplateBank
-from weit.by_name import build, pretrain_bank, start_from_bank, train_dense
+from weit.by_name import build, made_for, pretrain_bank, start_from_bank, train_dense
 from weit.engine import TrainConfig
 from weit.engine.processes import training_device
 from weit.models import load_model, save_model
@@ -72,7 +72,7 @@ def make_source(
     train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
     seconds = time.perf_counter() - started
     flops = config.steps * config.batch_size * training_flops(model, arguments)
-    save_model(network, folder, model, arguments, training_flops=flops)
+    save_model(network, folder, model, arguments, **made_for(loaded), training_flops=flops)
     return {"seconds": seconds, **loaded.evaluate(network, "validation", quick=True)}
 
 
@@ -98,7 +98,7 @@ def make_start(
     except FloatingPointError:
         return {"seconds": time.perf_counter() - started, "diverged": True}
     seconds = time.perf_counter() - started
-    save_model(network, folder, model, loaded.arguments(model, size))
+    save_model(network, folder, model, loaded.arguments(model, size), **made_for(loaded))
     return {"seconds": seconds}
 
 

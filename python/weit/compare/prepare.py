@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from weit.bank import TemplateBank
-from weit.by_name import digest
+from weit.by_name import check_built_with, digest
 from weit.compare import jobs
 from weit.compare.config import SOURCES, CompareConfig
 from weit.compare.pool import Job, Pool
@@ -114,7 +114,4 @@ def _check_family(kind: str, origin: Origin, task: Task, model: str) -> None:
         raise ValueError(
             f"bank must be of the targets' model, {model}, but {origin.folder} is of {origin.model or 'none'}"
         )
-    for name, value in task.arguments(model, {}).items():
-        if origin.arguments.get(name, value) != value:
-            found = f"{origin.folder} has {name}={origin.arguments[name]}"
-            raise ValueError(f"{kind} must be made for this task, with {name}={value}, but {found}")
+    check_built_with(kind, origin.folder, origin.arguments, task.arguments(model, {}))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import weit
+from tests.weit.tasks.test_classification import write_fashion_mnist
 from weit.cli import main
 from weit.cli.model import DataFlags
 
@@ -74,6 +75,26 @@ def test_init_then_train_then_resume(bank: Path, tmp_path: Path, capsys: pytest.
     assert run("train", "--init", tmp_path / "start", "--out", tmp_path / "run", *TINY, "--resume") == 0
     again = load_file(tmp_path / "run/model/model.safetensors")
     assert all(torch.equal(trained[name], again[name]) for name in trained)
+
+
+def test_train_takes_the_data_that_its_start_was_made_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    write_fashion_mnist(tmp_path)
+    data = ["--data", "fashion-mnist", "--root", tmp_path]
+    assert run("train", *data, "--model", "resnet", "--size", "8x1", "--out", tmp_path / "first", *TINY) == 0
+    flags = ["train", "--init", tmp_path / "first/model", "--out", tmp_path / "run", *TINY]
+    assert run(*flags, "--data", "digits") == 1
+    assert "init must be made for this task, with img_size=8, but" in capsys.readouterr().err
+    assert run(*flags, "--root", tmp_path) == 0
+    assert json.loads((tmp_path / "run/model/config.json").read_text())["data"] == "fashion-mnist"
+
+
+def test_a_start_is_of_a_model_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, value in (("--model", "resnet"), ("--width", 8)):
+        with pytest.raises(SystemExit) as end:
+            run("train", "--init", tmp_path, "--out", tmp_path / "run", flag, value)
+        assert end.value.code == 2
+        assert "model, size, width and depth are those of the model that init names" in capsys.readouterr().err
 
 
 def test_init_gives_the_same_model_in_a_fresh_process(bank: Path, tmp_path: Path) -> None:
