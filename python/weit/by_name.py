@@ -58,7 +58,7 @@ def pretrain_bank(
 ) -> TemplateBank:
     """Pre-train a bank at ``size`` and the ``smaller`` sizes; it distils from the model in the folder ``teacher``, if any.
 
-    ``run`` goes to ``pretrain`` (run_dir, resume, progress).
+    ``run`` goes to ``pretrain`` (run_dir, resume, progress, settings).
 
     ``bank.source.config`` tells how to build the model again and what the pre-training cost: ``{"model", "arguments",
     "smaller", "training_flops"}`` and ``made_for(task)``. A step costs what one of a dense model of the size it ran at does,
@@ -71,8 +71,9 @@ def pretrain_bank(
             on_evaluate()
         return _validate(task, network)
 
-    sizes = {"model": model, "size": size, "smaller": list(smaller)}
-    run["settings"] = {**sizes, "family": task.family, "data": task.name}
+    arguments = task.arguments(model, size)
+    sizes = {"model": model, "arguments": arguments, "smaller": list(smaller)}
+    run["settings"] = {**sizes, **made_for(task), **run.get("settings", {})}
     learned: dict[str, Any] = {"loss": task.loss, "distance": task.distance}
     taught: float = 0
     if teacher is not None:
@@ -85,9 +86,7 @@ def pretrain_bank(
     prices = [training_flops(model, task.arguments(model, each)) for each in (size, *smaller)]
     drawn = (draw_size(config.seed, step, len(prices), config.full_share) for step in range(config.steps))
     bank.source.config = {
-        "model": model,
-        "arguments": task.arguments(model, size),
-        "smaller": list(smaller),
+        **sizes,
         **made_for(task),
         "training_flops": config.batch_size * sum(prices[index] for index in drawn) + taught,
     }
@@ -120,11 +119,11 @@ def train_dense(
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     **run: Any,
 ) -> list[Record]:
-    """Train ``network`` on the task; ``run`` goes to ``train`` (run_dir, resume, progress).
+    """Train ``network`` on the task; ``run`` goes to ``train`` (run_dir, resume, progress, settings).
 
     ``evaluate`` is by default what the task measures on its validation split.
     """
-    run["settings"] = {"family": task.family, "data": task.name}
+    run["settings"] = {**made_for(task), **run.get("settings", {})}
     return train(network, task.train, config, loss=task.loss, evaluate=evaluate or partial(_validate, task), **run)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from weit.by_name import OF_DATA, build, check_built_with, made_for, train_dense
+from weit.by_name import OF_DATA, build, check_built_with, digest, made_for, train_dense
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig, is_main_process
@@ -61,7 +61,9 @@ def run(parser: Parser, given: Namespace) -> None:
         size = sizes.or_else({} if ":" in model else SIZE)
         arguments = task.arguments(model, size)
         network = build(task, model, size, config.seed)
-    run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "flags": flags_of(given)}
+    begun = None if flags.init is None else digest(flags.init, "model.safetensors")
+    settings = {"model": model, "arguments": arguments, "init": begun}
+    run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "settings": settings, "flags": flags_of(given)}
     train_dense(task, network, config, **run)
     if not is_main_process():
         return

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,25 @@ def test_a_config_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.Cap
 def test_a_run_is_not_resumed_at_other_sizes(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pretrain", "--out", bank.parent, "--size", "32x2", "--smaller", "16x2", *TINY, "--resume") == 1
     assert "config differs from that of the run to resume" in capsys.readouterr().err
+
+
+def stopped_early(folder: Path) -> None:
+    """What a run leaves that was stopped before its first checkpoint."""
+    for name in ("checkpoints", "metrics.jsonl"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_run_is_not_resumed_with_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resume = ["train", "--out", tmp_path / "run", *TINY, "--resume"]
+    assert run("train", "--size", "32x1", "--out", tmp_path / "run", *TINY) == 0
+    assert run("train", "--size", "16x1", "--out", tmp_path / "other", *TINY) == 0
+    stopped_early(tmp_path / "run")
+    for flags, changed in (["--size", "16x1"], "arguments"), (["--init", tmp_path / "other/model"], "init"):
+        capsys.readouterr()
+        assert run(*resume, *flags) == 1
+        assert re.search(rf"config differs from that of the run to resume in .*\b{changed}: ", capsys.readouterr().err)
+    assert run(*resume, "--size", "32x1") == 0
 
 
 def test_init_then_train_then_resume(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

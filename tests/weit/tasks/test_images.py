@@ -330,7 +330,7 @@ def test_a_damaged_image_ends_a_run_in_one_line(tmp_path, capsys):
     assert "Traceback" not in lines[0]
 
 
-def test_a_pre_trained_bank_starts_a_model_from_images(classes, tmp_path):
+def test_a_pre_trained_bank_starts_a_model_from_images(classes, tmp_path, capsys):
     """What the images are brought to, and what they are cut into, is that of the bank unless it is named."""
     data = ["--data", "folder", "--root", classes, "--image-size", 16, "--augment", "none"]
     sizes = ["--size", "width=32,depth=2,patch_size=8", "--smaller", "width=16,depth=1,patch_size=8"]
@@ -338,6 +338,8 @@ def test_a_pre_trained_bank_starts_a_model_from_images(classes, tmp_path):
     assert main([str(flag) for flag in pretrain]) == 0
     made_for = weit.TemplateBank.from_pretrained(tmp_path / "pretrained/bank").source.config
     assert (made_for["image_size"], made_for["augment"]) == (16, "none")
+    assert main([str(flag) for flag in (*pretrain, "--augment", "crop", "--resume")]) == 1
+    assert "augment: 'none' → 'crop'" in capsys.readouterr().err
     init = ["init", "--root", classes, "--bank", tmp_path / "pretrained/bank", "--size", "16x2", "--steps", 1]
     for named, side, patch in ([], 16, 8), (["--size", "width=16,depth=2,patch_size=4", "--image-size", 32], 32, 4):
         out = tmp_path / f"start{side}"
