@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -40,8 +42,8 @@ class DemoConfig(CompareConfig):
     fresh: bool = False
 
 
-def run_demo(config: DemoConfig) -> Comparison:
-    """Run the demo into ``config.out``; prints what it does, the table, and where the report is.
+def run_demo(config: DemoConfig, flags: Mapping[str, Any] | None = None) -> Comparison:
+    """Run the demo into ``config.out``; prints what it does, the table, and where the report is. ``flags``: as ``compare``.
 
     Raises:
         FileExistsError: the folder holds something that is no demo's.
@@ -51,7 +53,7 @@ def run_demo(config: DemoConfig) -> Comparison:
     task = config.task()
     _open_folder(config)
     _say(f"{task.name}: {config.processes} worker processes; into {config.out}/")
-    comparison = compare(config)
+    comparison = compare(config, flags=flags)
     minutes = (time.perf_counter() - begun) / 60
     same, note = _fresh_process(comparison)
     report = write_report(comparison, config.out, [note])

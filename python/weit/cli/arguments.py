@@ -13,9 +13,6 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from weit.engine.run_folder import CONFIG
-from weit.files import atomic_write
-
 Config = TypeVar("Config")
 _OF_ONE_CALL = ("config", "debug", "resume", "predict", "fresh")
 
@@ -101,8 +98,3 @@ def flags_of(given: jsonargparse.Namespace) -> dict[str, Any]:
     """The flags as ``config.yaml`` keeps them, which ``--config`` takes again; without what one call alone is told."""
     kept = {name: value for name, value in given.as_dict().items() if name not in _OF_ONE_CALL}
     return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
-
-
-def write_flags(folder: Path, given: jsonargparse.Namespace) -> None:
-    """Write ``folder/config.yaml`` for a command that is not one training run."""
-    atomic_write(folder / CONFIG, yaml.safe_dump(flags_of(given), sort_keys=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
+from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.compare import CompareConfig, compare
 from weit.report import table, verdicts, write_report
 
@@ -16,7 +16,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(parser: Parser, given: Namespace) -> None:
-    comparison = compare(read_fields(parser, given, CompareConfig))
+    comparison = compare(read_fields(parser, given, CompareConfig), flags=flags_of(given))
     report = write_report(comparison, comparison.config.out)
-    write_flags(comparison.config.out, given)
     print(table(comparison), "", *verdicts(comparison), f"Report: {report}", sep="\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
+from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.demo import DemoConfig, run_demo
 
 RESUME = "the same command again goes on where it was, --fresh starts over"
@@ -18,5 +18,4 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(parser: Parser, given: Namespace) -> None:
-    comparison = run_demo(read_fields(parser, given, DemoConfig))
-    write_flags(comparison.config.out, given)
+    run_demo(read_fields(parser, given, DemoConfig), flags_of(given))

@@ -16,11 +16,11 @@ from jsonargparse import Namespace
 
 from weit.bank import TemplateBank
 from weit.by_name import OF_DATA, made_for, start_from_bank
-from weit.cli.arguments import Parser, add_fields, read_fields, write_flags
+from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import DataFlags, SizeFlags, scores
 from weit.engine.config import take_whole
 from weit.engine.held_out import HELD_OUT_LOSS
-from weit.engine.run_folder import CHECKPOINTS, METRICS, read_records
+from weit.engine.run_folder import CHECKPOINTS, METRICS, read_records, write_flags
 from weit.files import atomic_dir
 from weit.fitting import FIT_RATES, configs_at, rate_folder
 from weit.models.folder import write_model
@@ -82,7 +82,7 @@ def run(parser: Parser, given: Namespace) -> None:
             fit["run_dir"] = folder / _FITTING
         network = start_from_bank(task, bank, model, size, **fit, progress=True)
         write_model(network, folder, model, task.arguments(model, size), **made_for(task))
-        write_flags(folder, given)
+        write_flags(folder, flags_of(given))
         if flags.steps:
             for record in (folder / _FITTING).rglob(METRICS):
                 shutil.rmtree(record.parent / CHECKPOINTS, ignore_errors=True)  # who fits again begins anew

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -21,6 +22,7 @@ from weit.pretrain import PretrainConfig
 from weit.rivals import RIVALS
 from weit.tasks import Size, Task, load_task
 
+Result = TypeVar("Result")
 Paths = dict[str, Path]
 Report = Callable[[float], None]
 """Takes the share of the job that is done."""
@@ -41,16 +43,18 @@ def make_bank(
     smaller: list[Size],
     settings: dict[str, Any],
     teacher: str | None = None,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Pre-train a bank into ``folder``; with ``teacher``, a digest, it distils from the model at ``paths["teacher"]``."""
-    settings = {**settings, "spec": BankSpec.of(settings.get("spec", {}))}
+    settings = {**_checkpoints(settings), "spec": BankSpec.of(settings.get("spec", {}))}
     config, loaded = PretrainConfig(**settings), _load(**task)
-    progress = _Ticks(report, config)
-    started = time.perf_counter()
-    run: dict[str, Any] = {"teacher": paths.get("teacher"), "on_evaluate": progress, "progress": False}
-    bank = pretrain_bank(loaded, model, size, smaller, config, **run)
-    seconds = time.perf_counter() - started
+    learned: dict[str, Any] = {"teacher": paths.get("teacher"), "on_evaluate": _Ticks(report, config)}
+
+    def make(**run: Any) -> TemplateBank:
+        return pretrain_bank(loaded, model, size, smaller, config, **learned, **run)
+
+    bank, seconds = _resumable(make, _run_folder(folder), task)
     bank.save_pretrained(folder)
+    shutil.rmtree(_run_folder(folder), ignore_errors=True)
     return {"seconds": seconds, "template_numbers": bank.num_parameters()}
 
 
@@ -63,17 +67,47 @@ def make_source(
     model: str,
     size: Size,
     settings: dict[str, Any],
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Train a dense model for rivals to take from, into ``folder``."""
-    config, loaded = TrainConfig(**settings), _load(**task)
-    arguments = loaded.arguments(model, size)
-    network, progress = build(loaded, model, size, config.seed).to(training_device()), _Ticks(report, config)
-    started = time.perf_counter()
-    train_dense(loaded, network, config, evaluate=lambda _: progress(), progress=False)
-    seconds = time.perf_counter() - started
+    config, loaded = TrainConfig(**_checkpoints(settings)), _load(**task)
+    arguments, progress = loaded.arguments(model, size), _Ticks(report, config)
+
+    def make(settings: dict[str, Any], **run: Any) -> nn.Module:
+        network = build(loaded, model, size, config.seed).to(training_device())
+        settings = {**settings, "model": model, "arguments": arguments}
+        train_dense(loaded, network, config, evaluate=lambda _: progress(), settings=settings, **run)
+        return network
+
+    network, seconds = _resumable(make, _run_folder(folder), task)
     flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, folder, model, arguments, **made_for(loaded), training_flops=flops)
+    shutil.rmtree(_run_folder(folder), ignore_errors=True)
     return {"seconds": seconds, **loaded.evaluate(network, "validation", quick=True)}
+
+
+def _checkpoints(settings: dict[str, Any]) -> dict[str, Any]:
+    """So that an interruption loses a tenth of a long run, and a short one does not spend its time on them."""
+    return {"checkpoint_every": max(200, settings["steps"] // 10), **settings}
+
+
+def _run_folder(folder: Path) -> Path:
+    """Of the training whose result goes to ``folder``; it is there until that is."""
+    return folder.with_name(f"{folder.name}-run")
+
+
+def _resumable(make: Callable[..., Result], run_dir: Path, task: dict[str, Any]) -> tuple[Result, float | None]:
+    """What ``make`` trains, and the seconds it took: ``None`` if it went on with a run that had been interrupted.
+
+    A run with other settings, or one that is damaged, gives way to a new one.
+    """
+    started = time.perf_counter()
+    run: dict[str, Any] = {"run_dir": run_dir, "settings": {"task": task}, "progress": False}
+    if run_dir.exists():
+        try:
+            return make(**run, resume=True), None
+        except ValueError:
+            shutil.rmtree(run_dir)
+    return make(**run), time.perf_counter() - started
 
 
 def make_start(

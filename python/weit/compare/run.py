@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, Compare
 from weit.compare.pool import Job, Pool
 from weit.compare.prepare import BANK, Origin, common, prepare
 from weit.compare.summary import Rates, Row, best_rates, kind_of, summarize
+from weit.engine.run_folder import write_flags
 from weit.models import create_model
 from weit.models.sizes import parse_size, training_flops
 from weit.rivals import RIVALS
@@ -40,11 +42,12 @@ class Comparison:
     seconds: dict[str, float]
 
 
-def compare(config: CompareConfig, pool: Pool | None = None) -> Comparison:
+def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[str, Any] | None = None) -> Comparison:
     """Run every job that ``config.out`` does not hold yet, and summarise.
 
     Args:
         pool: workers to use, which write to ``config.out``; new ones if not given.
+        flags: how the command line was called; kept in ``config.yaml`` from before the first job on.
 
     Raises:
         ValueError, OSError: bad settings, data, bank or source, before any cell runs.
@@ -55,6 +58,8 @@ def compare(config: CompareConfig, pool: Pool | None = None) -> Comparison:
     sizes = {target: parse_size(target) for target in config.targets}
     for size in sizes.values():
         create_model(model, **task.arguments(model, size))  # what cannot be built is said before anything is trained
+    if flags is not None:
+        write_flags(config.out, flags)
     if pool is not None:
         return _Plan(config, task, model, prepare(config, task, model, pool)).run(pool)
     with Pool(config.out, config.processes) as own:

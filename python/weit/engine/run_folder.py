@@ -71,7 +71,7 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # half a second that runs without a folder need not spend
 
         atomic_write(self._settings, json.dumps(self._config, indent=1) + "\n")
-        atomic_write(self.path / CONFIG, yaml.safe_dump(self._flags, sort_keys=False))
+        write_flags(self.path, self._flags)
         atomic_write(self._metrics, "".join(map(_line, self.history)))
         self._file = self._metrics.open("a")
         # What comes after the checkpoint will be written again; TensorBoard is told to forget it.
@@ -129,6 +129,11 @@ class RunFolder:
         if changed:
             found = ", ".join(f"{name}: {saved.get(name)!r} → {self._config.get(name)!r}" for name in changed)
             raise ValueError(f"config differs from that of the run to resume in {self.path} ({found})")
+
+
+def write_flags(folder: Path, flags: Mapping[str, Any]) -> None:
+    """Write ``folder/config.yaml``: how a command was called."""
+    atomic_write(folder / CONFIG, yaml.safe_dump(dict(flags), sort_keys=False))
 
 
 def refuse_another_run(path: Path) -> None:

@@ -100,6 +100,63 @@ def test_rivals_that_learn_are_told_how_long(rivals):
     assert "learn" not in ran["cells/bert2bert/32x2-lr0.001-seed0"][0].arguments["start"]
 
 
+@pytest.mark.parametrize("kind", ["bank", "source"])
+def test_a_pre_training_that_was_interrupted_goes_on(tmp_path, kind, monkeypatch):
+    function = jobs.make_bank if kind == "bank" else jobs.make_source
+    arguments = {"task": {"data": "digits"}, "model": "vit", "size": {"width": 16, "depth": 2},
+                 "settings": {"steps": 6, "batch_size": 8, "evaluate_every": 2, "checkpoint_every": 2}}  # fmt: skip
+    if kind == "bank":
+        arguments["smaller"] = [{"width": 16, "depth": 1}]
+    shares = []
+
+    def report(share):
+        shares.append(share)
+        if len(shares) == 2:  # at step 4, before its checkpoint
+            raise KeyboardInterrupt
+
+    whole = function(tmp_path / "whole", {}, ignore, **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        function(tmp_path / kind, {}, report, **arguments)
+    assert not (tmp_path / kind).exists()
+    resumed = function(tmp_path / kind, {}, report, **arguments)
+    assert len(shares) == 4  # steps 4 and 6 alone
+    assert whole["seconds"] > 0
+    assert resumed == {**whole, "seconds": None}  # of which nobody knows how long it took
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / kind / file.name).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", kind}
+
+
+def test_the_call_is_kept_from_before_the_first_job(tmp_path):
+    class Stopped(Here):
+        def run(self, jobs, title):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(CompareConfig(out=tmp_path, targets=["16x1"]), Stopped(tmp_path), flags={"targets": ["16x1"]})
+    assert (tmp_path / "config.yaml").read_text() == "targets:\n- 16x1\n"
+
+
+def test_an_interrupted_pre_training_with_other_settings_begins_anew(tmp_path):
+    common = {"task": {"data": "digits"}, "model": "vit", "size": {"width": 16, "depth": 1}}
+    settings = {"steps": 4, "batch_size": 8, "evaluate_every": 2, "checkpoint_every": 2}
+
+    def interrupted(share):
+        if share == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.make_source(tmp_path / "small", {}, interrupted, **common, settings=settings)
+    assert (tmp_path / "small-run").is_dir()
+    other = {**settings, "lr": 2e-3}
+    found = jobs.make_source(tmp_path / "small", {}, ignore, **common, settings=other)
+    assert found["seconds"] is not None
+    jobs.make_source(tmp_path / "whole", {}, ignore, **common, settings=other)
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("small", "whole")]
+    assert models[0] == models[1]
+    assert not (tmp_path / "small-run").exists()
+
+
 def test_a_bank_without_its_model_is_refused(tmp_path, prepared):
     bank = TemplateBank.from_pretrained(prepared / "bank")
     bank.source = None
@@ -208,7 +265,7 @@ def test_a_model_is_scored_where_it_is_trained(name, compared, prepared, monkeyp
         devices.append(next(model.parameters()).device.type)
         return {"accuracy": 0.5}
 
-    def trained(task, network, config, *, evaluate, progress):
+    def trained(task, network, config, *, evaluate, **run):
         for _ in range(-(-config.steps // config.evaluate_every)):
             evaluate(network)
 
