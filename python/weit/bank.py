@@ -22,7 +22,8 @@ from weit.nn.sharing import KeepsShared
 from weit_kernels.shapes import LAYOUTS, check_choice, check_floating
 
 _FORMAT, _VERSION = "weit-bank", 1
-_FILES = _CONFIG, _TEMPLATES, _SOURCE = "config.json", "bank.safetensors", "source.safetensors"
+FILES = _CONFIG, _TEMPLATES, _SOURCE = "config.json", "bank.safetensors", "source.safetensors"
+"""What the folder of a bank holds."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class TemplateBank(KeepsShared):
         text = json.dumps(config, indent=2)
         for name, tensors in files.items():
             _check_finite(name, tensors)
-        with atomic_dir(directory, known=_FILES) as folder:
+        with atomic_dir(directory, known=FILES) as folder:
             (folder / _CONFIG).write_text(text, encoding="utf-8")
             for name, tensors in files.items():
                 # Copies: safetensors refuses tensors that share memory, such as tied embeddings.

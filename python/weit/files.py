@@ -67,6 +67,16 @@ def publish(temporary: Path, path: Path, *, known: Collection[str] = ()) -> None
     _sync_folder(path.parent)
 
 
+def refuse_foreign(path: Path, known: Collection[str]) -> None:
+    """What ``atomic_dir`` says in the end of a folder that it does not replace, for before there is work to lose.
+
+    Raises:
+        FileExistsError: as there; ``known``: all names that may be in the folder.
+    """
+    with reported(path):
+        _refuse_foreign(path, known)
+
+
 def _swap(temporary: Path, path: Path) -> None:
     """A rename cannot replace a folder that holds files, so the old one steps aside, and back on failure."""
     if not path.exists():

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import Namespace
@@ -20,10 +21,10 @@ from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import DataFlags, SizeFlags, scores
 from weit.engine.config import take_whole
 from weit.engine.held_out import HELD_OUT_LOSS
-from weit.engine.run_folder import CHECKPOINTS, METRICS, read_records, write_flags
-from weit.files import atomic_dir
+from weit.engine.run_folder import CHECKPOINTS, CONFIG, METRICS, read_records, write_flags
+from weit.files import atomic_dir, refuse_foreign
 from weit.fitting import FIT_RATES, configs_at, rate_folder
-from weit.models.folder import write_model
+from weit.models.folder import FILES, write_model
 from weit.report.curves import plot_run
 
 RESUME = "nothing was written"
@@ -77,17 +78,22 @@ def run(parser: Parser, given: Namespace) -> None:
     pretrained = bank.source.config["arguments"]
     size = sizes.or_else({name: value for name, value in pretrained.items() if name not in OF_DATA})
     fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, **flags.how}
-    with atomic_dir(flags.out, known=[_FITTING]) as folder:
+    refuse_foreign(flags.out, [*FILES, CONFIG, _FITTING])
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{flags.out.name}.", dir=flags.out.parent) as beside:
+        fitting = Path(beside, _FITTING)
         if flags.steps:
-            fit["run_dir"] = folder / _FITTING
+            fit["run_dir"] = fitting
         network = start_from_bank(task, bank, model, size, **fit, progress=True)
-        write_model(network, folder, model, task.arguments(model, size), **made_for(task))
-        write_flags(folder, flags_of(given))
-        if flags.steps:
-            for record in (folder / _FITTING).rglob(METRICS):
-                shutil.rmtree(record.parent / CHECKPOINTS, ignore_errors=True)  # who fits again begins anew
-                plot_run(record.parent)
+        for record in fitting.rglob(METRICS):
+            shutil.rmtree(record.parent / CHECKPOINTS, ignore_errors=True)  # who fits again begins anew
+            plot_run(record.parent)
         found = scores(task, network, "validation")
+        with atomic_dir(flags.out, known=[_FITTING]) as folder:
+            write_model(network, folder, model, task.arguments(model, size), **made_for(task))
+            write_flags(folder, flags_of(given))
+            if flags.steps:
+                fitting.rename(folder / _FITTING)
     if flags.steps and len(set(flags.lr)) > 1:
         print(_rates_seen(flags))
     numbers = sum(parameter.numel() for parameter in network.parameters())

@@ -8,11 +8,12 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from weit.bank import BankSpec
+from weit.bank import FILES, BankSpec
 from weit.by_name import pretrain_bank
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags
 from weit.engine import is_main_process
+from weit.files import refuse_foreign
 from weit.models.sizes import parse_size, usual_smaller
 from weit.predict import predict
 from weit.pretrain import PretrainConfig
@@ -94,6 +95,7 @@ def run(parser: Parser, given: Namespace) -> None:
         found = predict(model, arguments[0], arguments[1:], config)
         print(found.describe(config, flags.processes, flags.tflops * 1e12))
         return
+    refuse_foreign(flags.out / "bank", FILES)
     run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "flags": flags_of(given)}
     bank = pretrain_bank(task, model, size, smaller, config, teacher=flags.teacher, **run)
     if not is_main_process():

@@ -15,7 +15,9 @@ from weit.by_name import OF_DATA, build, check_built_with, digest, made_for, tra
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig, is_main_process
+from weit.files import refuse_foreign
 from weit.models import load_model, save_model
+from weit.models.folder import FILES
 from weit.models.sizes import training_flops
 from weit.report import plot_run
 
@@ -61,6 +63,7 @@ def run(parser: Parser, given: Namespace) -> None:
         size = sizes.or_else({} if ":" in model else SIZE)
         arguments = task.arguments(model, size)
         network = build(task, model, size, config.seed)
+    refuse_foreign(flags.out / "model", FILES)
     begun = None if flags.init is None else digest(flags.init, "model.safetensors")
     settings = {"model": model, "arguments": arguments, "init": begun}
     run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "settings": settings, "flags": flags_of(given)}

@@ -14,6 +14,8 @@ from weit.files import atomic_dir
 from weit.models.create import create_model
 
 _FORMAT = "weit-model"
+FILES = _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+"""What the folder of a model holds."""
 
 
 def save_model(model: nn.Module, folder: str | Path, name: str, arguments: dict[str, Any], **notes: Any) -> None:
@@ -31,8 +33,8 @@ def save_model(model: nn.Module, folder: str | Path, name: str, arguments: dict[
 def write_model(model: nn.Module, folder: Path, name: str, arguments: dict[str, Any], **notes: Any) -> None:
     """What ``save_model`` writes, into a folder that is there and that nobody reads yet."""
     config = {"format": _FORMAT, "model": name, "arguments": arguments, **notes}
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / _WEIGHTS)
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -43,7 +45,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         ValueError: damaged or foreign files.
     """
     folder = Path(folder)
-    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    config_file, weights_file = folder / _CONFIG, folder / _WEIGHTS
     try:
         config = json.loads(config_file.read_text())
         if config["format"] != _FORMAT:

@@ -237,6 +237,36 @@ def test_errors_are_one_line_and_exit_1(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["pretrain", "init", "train"])
+def test_somebody_elses_folder_is_refused_before_any_work(
+    command: str, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, result, flags = {
+        "pretrain": ("pretrain_bank", "bank", []),
+        "init": ("start_from_bank", ".", ["--bank", bank]),
+        "train": ("train_dense", "model", []),
+    }[command]
+    thesis = tmp_path / "out" / result / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("mine")
+    monkeypatch.setattr(f"weit.cli.{command}.{work}", lambda *_, **__: pytest.fail("it began"))
+    assert run(command, *flags, "--out", tmp_path / "out") == 1
+    assert "it holds other files (thesis.txt) and is not replaced" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [thesis]
+
+
+def test_an_error_of_the_data_is_none_of_writing(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "cat.jpg")
+
+    monkeypatch.setattr("weit.cli.init.start_from_bank", lost)
+    assert run("init", "--bank", bank, "--out", tmp_path / "start") == 1
+    assert capsys.readouterr().err == "weit init: No such file or directory: cat.jpg\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("init", "--bank", tmp_path / "none", "--out", tmp_path / "x", "--debug") == 1
     assert "Traceback" in capsys.readouterr().err
