@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from weit.cli import bench, compare, demo, doctor, init, pretrain, train
 from weit.cli.arguments import Parser
 from weit.cli.recipes import recipe_names, with_recipe
+from weit.engine.processes import started_together
 from weit_kernels import __version__
 
 _COMMANDS = {
@@ -20,6 +21,7 @@ _COMMANDS = {
     "bench": bench,
     "doctor": doctor,
 }
+_ALONE = ("demo", "init", "compare", "bench")  # several processes would write over each other
 _INTERRUPTED = 130
 
 
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        if name in _ALONE and started_together() > 1:
+            raise RuntimeError(f"it is for one process, but {started_together()} were started together")
         _COMMANDS[name].run(parsers[name], given[name])
     except KeyboardInterrupt:
         print(f"\nweit {name}: interrupted; {_COMMANDS[name].RESUME}", file=sys.stderr)

@@ -25,6 +25,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def started_together() -> int:
+    """How many processes ``torchrun`` or ``accelerate launch`` started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+
+
 def is_main_process() -> bool:
     """Whether this is the process that prints and writes what there is one of; asked once training has begun."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
@@ -83,8 +88,7 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
-        started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
-        if started != self.count:
+        if (started := started_together()) != self.count:
             raise RuntimeError(f"{started} processes were started together, but accelerate connects {self.count}")
 
     def of_first(self, value: Result) -> Result:

@@ -267,6 +267,17 @@ def test_an_error_of_the_data_is_none_of_writing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["init", "compare", "demo"])
+def test_several_processes_do_not_do_the_work_of_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():  # as torchrun sets them
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(f"weit.cli.{command}.run", lambda *_: pytest.fail("it began"))
+    assert run(command, *(["--bank", "x"] if command == "init" else []), "--out", tmp_path / "out") == 1
+    assert capsys.readouterr().err == f"weit {command}: it is for one process, but 2 were started together\n"
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("init", "--bank", tmp_path / "none", "--out", tmp_path / "x", "--debug") == 1
     assert "Traceback" in capsys.readouterr().err
