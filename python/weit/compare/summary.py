@@ -15,8 +15,8 @@ Curve = list[tuple[int, float]]
 Rates = tuple[float, float | None]
 """A peak learning rate, and that of what is learned before step 0, if anything is."""
 
-SEEN = "seen"
-"""Said of a target whose size the pre-training ran at."""
+SEEN, SAME = "seen", "same size"
+"""Said of a target of a size that the pre-training also ran at, and of one of the bank's own size."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def kind_of(size: Size, pretrained: dict[str, Any], seen: Sequence[Size] = ()) -
         if value != base:
             smaller, larger = words.get(name, (f"smaller {name}", f"larger {name}"))
             found.append(smaller if _amount(value) < _amount(base) else larger)
-    words_found = " and ".join(sorted(found)) or "same size"
+    words_found = " and ".join(sorted(found)) or SAME
     return f"{words_found}, {SEEN}" if size in seen else words_found
 
 

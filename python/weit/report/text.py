@@ -6,7 +6,7 @@ from statistics import fmean, median
 
 from weit.compare import Comparison
 from weit.compare.config import LONGER, WEIT
-from weit.compare.summary import SEEN, Outcome, Row, spread
+from weit.compare.summary import SAME, SEEN, Outcome, Row, spread
 from weit.tasks import Metric
 
 LABELS = {
@@ -123,7 +123,7 @@ def _standing(comparison: Comparison, rival: str, opening: str) -> str:
 def _means(comparison: Comparison) -> list[str]:
     """The mean over targets, and over those of sizes that the pre-training did not run at, if there are others too."""
     rows = comparison.rows
-    new = [row for row in rows if not row.kind.endswith(SEEN)]
+    new = [row for row in rows if row.kind != SAME and not row.kind.endswith(SEEN)]
     lines = [_mean(comparison, rows, f"the {len(rows)} targets")]
     if 0 < len(new) < len(rows):
         lines.append(_mean(comparison, new, f"the {len(new)} that the pre-training did not run at"))

@@ -90,9 +90,10 @@ def test_means_are_over_the_targets_that_a_start_serves():
     assert "weight selection 65.0 (on 2 of them, WeiT 86.8 there)" in " ".join(verdicts(comparison))
 
 
-def test_means_over_sizes_that_the_pre_training_did_not_run_at_are_told_apart():
+@pytest.mark.parametrize("kind", ["shallower, seen", "same size"])
+def test_means_over_sizes_that_the_pre_training_did_not_run_at_are_told_apart(kind):
     comparison = example()
-    rows = [replace(comparison.rows[0], kind="shallower, seen"), *comparison.rows[1:]]
+    rows = [replace(comparison.rows[0], kind=kind), *comparison.rows[1:]]
     text = " ".join(verdicts(replace(comparison, rows=rows)))
     assert "Mean over the 3 targets" in text
     assert "Mean over the 2 that the pre-training did not run at of accuracy, %, higher is better: scratch 86.0" in text
