@@ -70,7 +70,8 @@ def _select(name: str, tensor: Tensor, shape: torch.Size, parts: int, head_dim: 
         count = parts if axis == 0 else 1
         have, want = tensor.shape[axis] // count, size // count
         within = _evenly(have // group, want // group, group)
-        tensor = tensor.index_select(axis, torch.cat([within + part * have for part in range(count)]))
+        index = torch.cat([within + part * have for part in range(count)])
+        tensor = tensor.index_select(axis, index.to(tensor.device))
     return tensor
 
 

@@ -33,6 +33,18 @@ def test_same_size_is_a_copy():
     torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
 
 
+def test_what_is_taken_is_counted_where_the_source_is(monkeypatch):
+    """As a GPU demands; the meta device stands for it, and would take an index from anywhere."""
+    select = torch.Tensor.index_select
+
+    def strict(tensor, axis, index):
+        assert index.device == tensor.device
+        return select(tensor, axis, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", strict)
+    initialize_like(vit(8, 1).to("meta"), vit(16, 1).to("meta"))
+
+
 def test_the_residual_stream_takes_the_same_features_everywhere():
     target = initialize_like(vit(8, 1).double(), number(vit(16, 1)))
     every_second = list(range(0, 16, 2))
