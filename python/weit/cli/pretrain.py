@@ -29,8 +29,8 @@ class PretrainFlags:
     Args:
         out: folder for the run; the bank goes to its subfolder bank.
         model: see weit compare --help; the usual one of the family if not given.
-        smaller: sizes that the pre-training also runs at; if not given, what of 48x6 32x6 64x3 48x4 32x3 is a part of size,
-            none for a model whose sizes have other names.
+        smaller: sizes that the pre-training also runs at, each a part of size; if not given, those of 48x6 32x6 64x3 48x4
+            32x3 that are, none for a model whose sizes have other names.
         teacher: folder of a trained model that weit train wrote, to distil from.
         resume: go on from the last checkpoint in the folder.
         predict: say what memory and time this would take, and do nothing.
