@@ -157,42 +157,53 @@ def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[
     end on the test split in full.
 
     ``cell`` is as ``begin_cell`` takes it. A run whose loss or score becomes infinite ends with the worst score that it had
-    on the way; one whose rival finds no start at all keeps the scores of a fresh model.
+    on the way; one whose rival finds no start at all keeps the score of a fresh model.
     """
     try:
         loaded, config, network = begin_cell(paths, **cell)
-        begun = True
     except FloatingPointError:
         loaded, config, network = begin_cell({}, **{**cell, "initializer": "scratch", "start": {}})
-        begun = False
+        score = _test_scores(loaded, network.to(training_device()), quick=True)[loaded.metrics[0].name]
+        return _left_by_cell(loaded, config, network, [score], None, 0.0)
     network.to(training_device())
-    metric, progress = loaded.metrics[0], _Ticks(report, config)
-
-    def scores(quick: bool) -> dict[str, float]:
-        found = loaded.evaluate(network, "test", quick=quick)
-        if not all(map(isfinite, found.values())):
-            raise FloatingPointError(f"scores became {found}")
-        return found
+    name, progress = loaded.metrics[0].name, _Ticks(report, config)
 
     def evaluate(_: nn.Module) -> dict[str, float]:
-        curve.append(scores(quick=True)[metric.name])
+        curve.append(_test_scores(loaded, network, quick=True)[name])
         return progress()
 
-    curve = [scores(quick=True)[metric.name]]
-
-    steps = [*range(0, config.steps, config.evaluate_every), config.steps]
-    started = time.perf_counter()
+    curve = [_test_scores(loaded, network, quick=True)[name]]
+    final, started = None, time.perf_counter()
     try:
-        if not begun:
-            raise FloatingPointError("a rival's learning diverged")
         train_dense(loaded, network, config, evaluate=evaluate, progress=False)
         seconds = time.perf_counter() - started
-        final = scores(quick=False)
+        final = _test_scores(loaded, network, quick=False)
     except FloatingPointError:
         seconds = time.perf_counter() - started
-        worst = min(curve) if metric.higher else max(curve)
-        curve += [worst] * (len(steps) - len(curve))
-        final = {metric.name: worst}
+    return _left_by_cell(loaded, config, network, curve, final, seconds)
+
+
+def _test_scores(task: Task, network: nn.Module, quick: bool) -> dict[str, float]:
+    found = task.evaluate(network, "test", quick=quick)
+    if not all(map(isfinite, found.values())):
+        raise FloatingPointError(f"scores became {found}")
+    return found
+
+
+def _left_by_cell(
+    task: Task,
+    config: TrainConfig,
+    network: nn.Module,
+    curve: list[float],
+    final: dict[str, float] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """The result of a cell; without ``final`` scores the worst so far stands for them and for the rest of the curve."""
+    steps = [*range(0, config.steps, config.evaluate_every), config.steps]
+    if final is None:
+        worst = min(curve) if task.metrics[0].higher else max(curve)
+        curve = [*curve, *[worst] * (len(steps) - len(curve))]
+        final = {task.metrics[0].name: worst}
     return {
         "curve": list(zip(steps, curve, strict=True)),
         "test": final,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -135,10 +137,11 @@ class Pool:
 
 
 def _serve(connection: Connection, out: Path) -> None:
-    """A worker's life: jobs in, results out, until the other end closes or dies."""
+    """A worker's life: jobs in, results out, until the other end closes or dies, in the middle of a job too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly exit, after which libraries have tidied up
     torch.set_num_threads(1)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
             job = connection.recv()
@@ -154,6 +157,13 @@ def _serve(connection: Connection, out: Path) -> None:
         except Exception as error:
             answer = "failed", (f"{type(error).__name__}: {error}", traceback.format_exc())
         connection.send(answer)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _progress(connection: Connection, share: float) -> None:

@@ -1,5 +1,8 @@
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +27,23 @@ def double(folder, paths, report, *, value):
 
 def sleep(folder, paths, report, *, seconds):
     time.sleep(seconds)
+
+
+def linger(folder, paths, report):
+    """Says where it runs, and when it is ended."""
+    folder.mkdir()
+    (folder / "pid").write_text(str(os.getpid()))
+    try:
+        time.sleep(60)
+    finally:
+        (folder / "ended").touch()
+
+
+def appears(path, seconds):
+    until = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return path.exists()
 
 
 def job(out, name, value, work=1.0):
@@ -114,3 +134,17 @@ def test_a_worker_leaves_when_its_parent_is_gone(tmp_path: Path):
     connection.close()
     process.join(timeout=60)
     assert process.exitcode == 0
+
+
+def test_a_busy_worker_ends_when_its_parent_is_killed(tmp_path: Path):
+    call = (
+        "from tests.weit.compare.test_pool import Job, Path, Pool, linger\n"
+        f"with Pool(Path({str(tmp_path)!r}), 1) as pool: pool.run([Job('long', linger, {{}})], 'long')"
+    )
+    with subprocess.Popen([sys.executable, "-c", call], stderr=subprocess.DEVNULL) as parent:
+        assert appears(tmp_path / "long/pid", 60)
+        parent.terminate()
+    ended = appears(tmp_path / "long/ended", 20)
+    if not ended:
+        os.kill(int((tmp_path / "long/pid").read_text()), signal.SIGKILL)
+    assert ended
