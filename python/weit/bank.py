@@ -34,7 +34,7 @@ class BankSpec:
         templates: number of templates of every role, or of each by name.
         template_shape: ``(p, q)`` of every role, or of each by name; ``None``: chosen for each role from the
             sizes of its layers (``weit.nn.init.default_template_size``).
-        layout: ``"block"`` or ``"interleaved"``.
+        layout: ``"block"``, or ``"interleaved"``, which serves models of one width (docs/operator.md).
 
     Raises:
         TypeError, ValueError: a field of the wrong type or out of range.

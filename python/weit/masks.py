@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weit.engine.seeds import SIZE, uniform
-from weit.scalers import input_axes
+from weit.scalers import check_grid, input_axes
 
 
 class Elastic(nn.Module):
@@ -29,7 +29,7 @@ class Elastic(nn.Module):
             bank. They are copied without their numbers; buffers (running statistics) are each size's own.
 
     Raises:
-        ValueError: a smaller model that is no part of ``model``.
+        ValueError: a smaller model that is no part of ``model``, or of another width where layers are interleaved.
     """
 
     def __init__(self, model: nn.Module, smaller: Sequence[nn.Module] = ()) -> None:
@@ -110,10 +110,13 @@ def _skeleton(model: nn.Module, small: nn.Module, argument: str) -> tuple[nn.Mod
             raise ValueError(f"{argument} must be a part of model, but {name!r} is {shape}, in model {limits}")
         if leaf == "templates" and parameter is not whole:
             raise ValueError(f"{argument} must share the templates of model, but {name!r} is another tensor")
+        owner = model.get_submodule(path)
+        if leaf == "scalers":
+            check_grid(owner, f"{name!r} of {argument}", shape, limits)
         index = None if shape == limits else tuple(map(slice, shape))
         axis = inputs.get(name)
         gain = 1.0 if axis is None else (limits[axis] / shape[axis]) ** 0.5
-        slices.append(_Slice(name, model.get_submodule(path), leaf, index, gain))
+        slices.append(_Slice(name, owner, leaf, index, gain))
     empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in small.parameters()}
     return copy.deepcopy(small, empty), slices
 

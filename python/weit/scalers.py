@@ -34,7 +34,8 @@ def lay_out(model: nn.Module, source: Source, *, depth: str = "prefix", seed: in
         seed: of the random parts.
 
     Raises:
-        ValueError: a Kron layer has no counterpart in ``source``, or one on other templates; ``model`` is unchanged.
+        ValueError: a Kron layer has no counterpart in ``source``, one on other templates, or one of another width where
+            layers are interleaved; ``model`` is unchanged.
 
     Source: cutting and repeating along the width, WeiT (arXiv 2604.14769); copies that share a weight, Chen et al.
     2016, "Net2Net".
@@ -42,7 +43,7 @@ def lay_out(model: nn.Module, source: Source, *, depth: str = "prefix", seed: in
     state = model.state_dict().items()
     target = {name: each for name, each in state if isinstance(each, Tensor) and not name.endswith(_TEMPLATES)}
     counterparts = map_depth(source.state, target, depth)
-    _check_family(target, source, counterparts)
+    _check_family(model, source, counterparts)
     widths, inputs = _widths(model, source, counterparts), input_axes(model)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in target.items():
@@ -94,6 +95,19 @@ def map_depth(source: Iterable[str], target: Iterable[str], depth: str = "prefix
     return {".".join(our): ".".join(their) for our, their in _correspond(theirs, ours, depth)}
 
 
+def check_grid(layer: nn.Module, name: str, shape: Sequence[int], other: Sequence[int]) -> None:
+    """Raise ``ValueError`` if scalers ``(N, m, n)`` of an interleaved layer are to be made from those of another grid.
+
+    There neighbouring features belong to neighbouring scalers, so the first features, which norms, embeddings and heads
+    keep, are not those of the first scalers.
+    """
+    if getattr(layer, "layout", None) == "interleaved" and tuple(shape) != tuple(other):
+        found = f"{name} is {tuple(shape)}, to be made from {tuple(other)}"
+        raise ValueError(
+            f"layers keep their width with layout='interleaved', but {found}; layout='block' takes any width"
+        )
+
+
 def input_axes(model: nn.Module) -> dict[str, int]:
     """Name of each parameter that multiplies a layer's input → the axis that is summed over."""
     axes = {}
@@ -141,16 +155,18 @@ def _positions(theirs: dict[str, list[_Path]], ours: dict[str, list[_Path]], dep
     return chosen
 
 
-def _check_family(target: dict[str, Tensor], source: Source, counterparts: dict[str, str]) -> None:
-    for name, scalers in target.items():
-        if not name.endswith(_SCALERS):
+def _check_family(model: nn.Module, source: Source, counterparts: dict[str, str]) -> None:
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, KronFactors):
             continue
+        name, scalers = f"{path}{_SCALERS}", module.scalers
         if name not in counterparts:
             raise ValueError(f"bank.source is of another model family: it has no counterpart of {name!r}")
         old = source.state[counterparts[name]]
         if old.dim() != 3 or old.shape[0] != scalers.shape[0]:
             found = f"{counterparts[name]!r} {tuple(old.shape)} for {name!r} {tuple(scalers.shape)}"
             raise ValueError(f"bank.source is of another bank: it has {found}, expected as many templates")
+        check_grid(module, repr(name), scalers.shape, old.shape)
 
 
 def _widths(model: nn.Module, source: Source, counterparts: dict[str, str]) -> set[tuple[int, int]]:

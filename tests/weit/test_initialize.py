@@ -71,6 +71,23 @@ def test_an_extracted_bank_gives_the_trained_model_back() -> None:
     assert (model(x) - trained(x)).norm() < 2 * full * trained(x).norm()
 
 
+def test_a_layout_that_cannot_change_width_says_so_and_takes_any_depth() -> None:
+    torch.manual_seed(0)
+    trained = vit().double()
+    x = images()[0].double()
+    bank, _ = weit.extract_bank(trained, {"templates": 64, "template_shape": (8, 8), "layout": "interleaved"})
+    assert torch.allclose(weit.initialize(vit().double(), bank, steps=0)(x), trained(x))
+    shallow = weit.initialize(vit(depth=2).double(), bank, steps=0)
+    del trained.blocks[2]
+    assert torch.allclose(shallow(x), trained(x))
+    for width in (16, 64):
+        model = vit(width).double()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(ValueError, match="layers keep their width with layout='interleaved'"):
+            weit.initialize(model, bank, steps=0)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("damage", ["role", "kernel", "nan"])
 def test_what_does_not_fit_changes_nothing(damage: str, bank: weit.TemplateBank) -> None:
     roles = {role: bank[role].detach() for role in bank.roles}

@@ -10,10 +10,10 @@ from tests.weit.toys import SPEC, images, vit
 from weit.masks import Elastic, draw_size
 
 
-def elastic(*sizes: tuple[int, int]) -> tuple[Elastic, list[nn.Module]]:
+def elastic(*sizes: tuple[int, int], layout: str = "block") -> tuple[Elastic, list[nn.Module]]:
     torch.manual_seed(0)
     big, smaller = vit().double(), [vit(*size).double() for size in sizes]
-    bank = weit.kronify(big, SPEC)
+    bank = weit.kronify(big, {**SPEC, "layout": layout})
     for small in smaller:
         weit.kronify(small, bank)
     return Elastic(big, smaller), smaller
@@ -75,6 +75,17 @@ def test_skeletons_hold_nothing() -> None:
 def test_what_is_no_part_of_the_model_is_refused(size: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         elastic(size)
+
+
+def test_interleaved_layers_may_leave_out_blocks_but_no_features() -> None:
+    model, (shallow,) = elastic((32, 2), layout="interleaved")
+    shallow.load_state_dict(model.model.state_dict(), strict=False)
+    x = images()[0].double()
+    assert torch.allclose(model(x, size=1), shallow(x), atol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"keep their width .*'blocks\.0.* of smaller\[1\] is \(4, 2, 2\), .*\(4, 4, 4\)"
+    ):
+        elastic((32, 2), (16, 3), layout="interleaved")
 
 
 def test_smaller_models_must_share_the_bank() -> None:

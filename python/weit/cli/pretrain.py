@@ -30,7 +30,7 @@ class PretrainFlags:
         out: folder for the run; the bank goes to its subfolder bank.
         model: see weit compare --help; the usual one of the family if not given.
         smaller: sizes that the pre-training also runs at, each a part of size; if not given, those of 48x6 32x6 64x3 48x4
-            32x3 that are, none for a model whose sizes have other names.
+            32x3 that are (with the interleaved layout, those of its width), none for a model whose sizes have other names.
         teacher: folder of a trained model that weit train wrote, to distil from.
         resume: go on from the last checkpoint in the folder.
         predict: say what memory and time this would take, and do nothing.
@@ -60,7 +60,7 @@ class BankFlags:
     Args:
         templates: how many for each role.
         template_shape: rows and columns; chosen from the layers' sizes if not given.
-        layout: block or interleaved.
+        layout: block, or interleaved, with which all sizes have one width.
     """
 
     templates: int = BankSpec().templates  # type: ignore[assignment]
@@ -88,6 +88,8 @@ def run(parser: Parser, given: Namespace) -> None:
     model = flags.model or task.model
     size = sizes.or_else({} if ":" in model else SIZE)
     smaller = [parse_size(each) for each in (usual_smaller(size) if flags.smaller is None else flags.smaller)]
+    if flags.smaller is None and shape.layout == "interleaved":
+        smaller = [each for each in smaller if each["width"] == size["width"]]
     if flags.predict:
         if flags.teacher is not None:
             parser.error("predict counts no teacher; leave it out")

@@ -53,6 +53,12 @@ def test_pretraining_a_small_size_leaves_larger_ones_out(tmp_path: Path) -> None
     assert run("pretrain", "--out", tmp_path / "run", "--size", "32x3", *TINY) == 0
 
 
+def test_interleaved_layers_pretrain_at_one_width_by_default(tmp_path: Path) -> None:
+    wanted = ["pretrain", "--out", tmp_path / "run", "--size", "48x5", "--layout", "interleaved", "--predict"]
+    assert run(*wanted) == 0
+    assert run(*wanted, "--smaller", "32x5") == 1
+
+
 def test_a_config_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "binary.yaml").write_bytes(bytes(range(128, 200)))
     assert run("train", "--config", tmp_path / "binary.yaml", "--out", tmp_path / "run") == 2
