@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from weit.files import atomic_dir
-from weit.nn.factors import check_size, check_template_shape
+from weit.nn.factors import KronFactors, check_size, check_template_shape
 from weit.nn.init import default_template_size
 from weit.nn.sharing import KeepsShared
 from weit_kernels.shapes import LAYOUTS, check_choice, check_floating
@@ -113,7 +113,7 @@ class TemplateBank(KeepsShared):
 
     Attributes:
         layout: as given.
-        source: the pre-trained model's other numbers, or ``None``.
+        source: the pre-trained model's other numbers, or ``None``; see ``take_source``.
         relative_error: for each role, how far an extracted bank is from the weights it was extracted from.
 
     Raises:
@@ -156,6 +156,32 @@ class TemplateBank(KeepsShared):
     def num_parameters(self) -> int:
         """How many numbers all templates hold."""
         return sum(self[role].numel() for role in self.roles)
+
+    def take_source(self, model: nn.Module, config: Mapping[str, Any] | None = None) -> None:
+        """Fill ``source`` with all that ``model`` has beside the templates, such as scalers, norms and head.
+
+        For after training of your own: a source is a copy, and stays as it was while ``model`` learns.
+
+        Args:
+            model: kronified with this bank.
+            config: how to build ``model`` again, JSON-like.
+
+        Raises:
+            ValueError: a layer has other templates, or none has these. TypeError: ``config`` is no mapping, or no JSON.
+        """
+        self.check_shared(model)
+        config = check_json("config", config)
+        state = {name: each.cpu().clone() for name, each in model.state_dict().items() if isinstance(each, Tensor)}
+        own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
+        self.source = Source(own, config)
+
+    def check_shared(self, model: nn.Module) -> None:
+        """Raise ``ValueError`` unless ``model`` has Kron layers, all on templates of this bank."""
+        held = {id(parameter) for parameter in self.parameters()}
+        layers = [module for module in model.modules() if isinstance(module, KronFactors)]
+        if not layers or any(id(layer.templates) not in held for layer in layers):
+            found = "a layer has others" if layers else "it has none"
+            raise ValueError(f"bank must hold the templates of the kronified model, but {found}")
 
     def extra_repr(self) -> str:
         shapes = ", ".join(f"{role}={tuple(self[role].shape)}" for role in self.roles)
@@ -228,6 +254,18 @@ def check_role(role: object) -> None:
         raise TypeError(f"a role must be a string, got {type(role).__name__}")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", role):
         raise ValueError(f"a role must consist of letters, digits, '_' and '-', got {role!r}")
+
+
+def check_json(name: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return ``config`` as a dict, an empty one for ``None``, if it can be written as JSON."""
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"{name} must be a mapping, got {type(config).__name__}")
+    config = dict(config or {})
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} must be JSON: {error}") from error
+    return config
 
 
 def _parameter_name(role: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from weit.nn.conv import conv_settings
 from weit.nn.factors import take_bias
 from weit.nn.init import reset_templates
 from weit.rules import Rules
+from weit.scalers import lay_out
 from weit_kernels import nearest_kron
 from weit_kernels.shapes import check_finite
 
@@ -32,9 +34,10 @@ def kronify(
 ) -> TemplateBank:
     """Replace the layers that ``rules`` name by Kron layers that share one bank, in place.
 
-    Scalers are fresh, so that each dense weight has the mean and variance of a fresh ``nn.Linear``'s; biases
-    are copied. Fused layers (a tuple of roles) become a ``KronFusedLinear``. Everything is checked before
-    anything is replaced.
+    Scalers are those of the bank's source, cut or repeated by ``weit.scalers.lay_out``. Where there is none, or (with a
+    warning) one of another model family, they are fresh, so that each dense weight has the mean and variance of a fresh
+    ``nn.Linear``'s. Biases are copied. Fused layers (a tuple of roles) become a ``KronFusedLinear``. Everything is checked
+    before anything is replaced.
 
     Args:
         model: any model whose layers are plain ``nn.Linear`` and ``nn.Conv1d/2d/3d``.
@@ -58,6 +61,11 @@ def kronify(
         bank = _fresh_bank(matches, BankSpec.of(bank_or_spec))
     replacements: dict[nn.Module, nn.Module] = {match.layer: _kron_layer(match, bank) for match in matches}
     _replace(model, replacements)
+    if bank.source is not None:
+        try:
+            lay_out(model, bank.source, only_scalers=True)
+        except ValueError as error:
+            warnings.warn(f"scalers are fresh: {error}", stacklevel=2)
     return bank
 
 
@@ -88,7 +96,7 @@ def extract_bank(model: nn.Module, spec: BankSpec | Mapping[str, Any], *, rules:
 
     Returns:
         The bank, with ``relative_error`` for each role and ``source`` filled, and the scalers by module path
-        (parts of a fused layer: ``<path>.parts.<i>``).
+        (parts of a fused layer: ``<path>.parts.<i>``). ``kronify(model, bank)`` puts both into the model.
 
     Raises:
         TypeError, ValueError: as ``kronify``; NaN in a weight.

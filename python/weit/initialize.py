@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -39,8 +40,8 @@ def initialize(
 ) -> Model:
     """Give a dense model its starting weights: templates from ``bank``, scalers laid out and fitted on a little data.
 
-    ``kronify`` with the frozen bank → ``lay_out``, if the bank has a source (else scalers are fresh) → ``fit_scalers`` →
-    ``materialize``. The same for the same arguments and number of threads.
+    ``kronify`` with the frozen bank → ``lay_out``, if the bank has a source (else scalers are fresh, with a warning) →
+    ``fit_scalers`` → ``materialize``. The same for the same arguments and number of threads.
 
     Args:
         model: any depth and width of the family that the bank was pre-trained for; filled in place, still dense.
@@ -71,6 +72,8 @@ def initialize(
         kronify(target, bank, rules=rules)
     if bank.source is not None:
         lay_out(target, bank.source, depth=depth, seed=seed)
+    else:
+        warnings.warn("bank has no source, so scalers start fresh; see TemplateBank.take_source", stacklevel=2)
     if data is not None and steps:
         fit_scalers(target, bank, data, steps, loss=loss, progress=progress, **fit)
     model.load_state_dict(materialize(target).state_dict())

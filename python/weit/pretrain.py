@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weit.bank import BankSpec, Source, TemplateBank
+from weit.bank import BankSpec, TemplateBank
 from weit.convert import extract_bank, kronify
 from weit.engine.config import TrainConfig, is_number, require
 from weit.engine.data import Batches, Data, Inputs
@@ -25,6 +25,7 @@ from weit.engine.soft_targets import SoftTargets
 from weit.masks import Elastic, draw_size
 from weit.nn.factors import KronFactors
 from weit.rules import Rules
+from weit.scalers import lay_out
 
 STARTS = ("random", "extract")
 
@@ -88,7 +89,9 @@ def pretrain(
         model: the largest size; kronified in place unless it is already, and trained.
         data, loss, run_dir, resume, progress, settings, flags: as for ``weit.engine.train``.
         config: a ``PretrainConfig``, or a mapping with its fields.
-        bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified.
+        bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified. All else
+            of a dense ``model`` starts from the bank's source, see ``weit.scalers.lay_out``; set that to ``None`` for a
+            start from ``model``'s own numbers and fresh scalers.
         smaller: models of the same family, none larger than ``model`` in anything; only their shapes count.
         teacher: a trained model with the same outputs, to distil from.
         distance: from the teacher's answers, where outputs are not logits: (outputs, answers) → scalar.
@@ -114,6 +117,8 @@ def pretrain(
         Supervised(loss) if teacher is None else SoftTargets(teacher, loss, config.alpha, config.temperature, distance)
     )
     objective = _AtDrawnSize(config, base)
+    goes_on = bank is not None and bank.source is not None and not _has_kron(model)
+    numbers = copy.deepcopy(model.state_dict()) if goes_on else {}  # the source is written over them
     try:
         with own_randomness(config.seed):
             Batches(data, config.batch_size)  # checks it
@@ -137,10 +142,10 @@ def pretrain(
         if not objective.begun:  # what does not fit shows when it is used for the first time
             for parent, before in children:
                 parent._modules.update(before)
+            with suppress(RuntimeError):  # after most errors in a sharded run the model holds nothing to restore
+                model.load_state_dict(numbers, strict=False)
         raise
-    state = {name: each.cpu().clone() for name, each in model.state_dict().items() if isinstance(each, Tensor)}
-    own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
-    bank.source = Source(own, dict(model_config or {}))
+    bank.take_source(model, model_config)
     return bank
 
 
@@ -180,21 +185,19 @@ def _kronified(
     if _has_kron(model):
         if bank is None:
             raise ValueError("bank must be given for a model that is kronified already, got None")
-        shared = {id(parameter) for parameter in bank.parameters()}
-        if not all(id(module.templates) in shared for module in model.modules() if isinstance(module, KronFactors)):
-            raise ValueError("bank must hold the templates of the kronified model, but a layer has others")
+        bank.check_shared(model)
         if config.start == "extract":
             raise ValueError('start="extract" needs a dense model, but model is kronified already')
         return bank
-    if config.start == "random":
-        return kronify(model, config.spec if bank is None else bank, rules=rules)
-    if bank is not None:
-        raise ValueError('bank must be None with start="extract", which makes its own')
-    bank, scalers = extract_bank(model, config.spec, rules=rules)
-    kronify(model, bank, rules=rules)
-    with torch.no_grad():
-        for path, fitted in scalers.items():
-            model.get_parameter(f"{path}.scalers").copy_(fitted)
+    if config.start == "extract":
+        if bank is not None:
+            raise ValueError('bank must be None with start="extract", which makes its own')
+        bank = extract_bank(model, config.spec, rules=rules).bank
+    if bank is None:
+        return kronify(model, config.spec, rules=rules)
+    kronify(model, _bare(bank), rules=rules)
+    if bank.source is not None:
+        lay_out(model, bank.source, seed=config.seed)
     return bank
 
 
@@ -202,8 +205,13 @@ def _share(bank: TemplateBank, small: nn.Module, rules: Rules | None) -> nn.Modu
     if _has_kron(small):
         return small
     small = copy.deepcopy(small)
-    kronify(small, bank, rules=rules)
+    kronify(small, _bare(bank), rules=rules)
     return small
+
+
+def _bare(bank: TemplateBank) -> TemplateBank:
+    """The same templates without a source, which would be laid out."""
+    return TemplateBank({role: bank[role] for role in bank}, bank.layout)
 
 
 def _has_kron(model: nn.Module) -> bool:

@@ -16,7 +16,9 @@ _TEMPLATES, _SCALERS = ".templates", ".scalers"
 
 
 @torch.no_grad()
-def lay_out(model: nn.Module, source: Source, *, depth: str = "prefix", seed: int = 0) -> None:
+def lay_out(
+    model: nn.Module, source: Source, *, depth: str = "prefix", seed: int = 0, only_scalers: bool = False
+) -> None:
     """Write the first guess into a kronified model, in place: the source's numbers, cut or repeated to its shapes.
 
     Layers correspond as ``map_depth`` says. Along an axis that shrinks the first entries stay, along one that grows they
@@ -32,6 +34,7 @@ def lay_out(model: nn.Module, source: Source, *, depth: str = "prefix", seed: in
         source: ``bank.source``.
         depth: as for ``map_depth``.
         seed: of the random parts.
+        only_scalers: leave all else as it is.
 
     Raises:
         ValueError: a Kron layer has no counterpart in ``source``, one on other templates, or one of another width where
@@ -51,7 +54,7 @@ def lay_out(model: nn.Module, source: Source, *, depth: str = "prefix", seed: in
         if old is None or old.dim() != tensor.dim():
             continue
         changes = {(a, b) for a, b in zip(old.shape, tensor.shape, strict=True) if a != b}
-        if not name.endswith(_SCALERS) and not changes <= widths:
+        if not name.endswith(_SCALERS) and (only_scalers or not changes <= widths):
             continue
         new = resize(old.cpu(), tensor.shape)
         if name in inputs:

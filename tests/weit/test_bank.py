@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.weit.disk import full_disk, tree
-from weit import BankSpec, Source, TemplateBank
+from weit import BankSpec, KronLinear, Source, TemplateBank
 
 
 def make_bank(source=True):
@@ -133,6 +133,33 @@ def test_a_damaged_bank_is_one_clear_error(tmp_path, damage, message):
 def test_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nothing"):
         TemplateBank.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_source_is_a_copy_of_all_but_the_templates():
+    model = nn.Sequential(KronLinear(8, 8), nn.LayerNorm(8))
+    bank = TemplateBank({"a": model[0].templates})
+    bank.take_source(model)
+    assert bank.source.config == {}
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "0.templates"}
+    nn.init.zeros_(model[0].scalers)
+    torch.testing.assert_close(bank.source.state, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "error", "message"),
+    [
+        (nn.Linear(8, 8), None, ValueError, "must hold the templates of the kronified model, but it has none"),
+        (KronLinear(8, 8), None, ValueError, "must hold the templates of the kronified model, but a layer has others"),
+        (None, {"model": object()}, TypeError, "config must be JSON: Object of type object"),
+        (None, ["vit"], TypeError, "config must be a mapping, got list"),
+    ],
+)
+def test_what_is_no_source_leaves_the_old_one(model, config, error, message):
+    bank = make_bank()
+    before = bank.source
+    with pytest.raises(error, match=message):
+        bank.take_source(KronLinear(8, 8, templates=bank["q"]) if model is None else model, config)
+    assert bank.source is before
 
 
 @pytest.mark.parametrize("place", ["q", "source"])

@@ -243,11 +243,25 @@ def test_a_model_on_its_extracted_bank_is_the_model(trained, layout):
     assert all(torch.equal(v, before[k]) for k, v in trained.state_dict().items())
     model = copy.deepcopy(trained)
     kronify(model, bank, rules=RULES)
-    missing, unexpected = model.load_state_dict(bank.source.state, strict=False)
-    assert unexpected == []
-    assert all(key.endswith(".templates") for key in missing)
     assert torch.equal(model.blocks[1]["qkv"].parts[2].scalers, scalers["blocks.1.qkv.parts.2"])
     torch.testing.assert_close(model(images()), trained(images()))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in bank.source.state.items())
+
+
+def test_a_source_gives_scalers_alone_and_none_to_another_family(trained):
+    bank, _ = extract_bank(trained, BankSpec(3, (4, 8)), rules=RULES)
+    model = Model().double()
+    stem, bias = model.stem.weight.detach().clone(), model.blocks[1]["proj"].bias.detach().clone()
+    kronify(model, bank, rules=RULES)
+    assert torch.equal(model.stem.weight, stem)
+    assert torch.equal(model.blocks[1]["proj"].bias, bias)
+    other, fresh = (nn.Sequential(nn.Linear(16, 16).double()) for _ in range(2))
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match="scalers are fresh: bank.source is of another model family"):
+        kronify(other, bank, rules={"0": "o"})
+    torch.manual_seed(3)
+    kronify(fresh, TemplateBank({"o": bank["o"]}), rules={"0": "o"})
+    assert torch.equal(other[0].scalers, fresh[0].scalers)
 
 
 def test_relative_error_is_that_of_the_role(trained):

@@ -1,11 +1,14 @@
 """From a bank to dense models of any size."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import weit
 from tests.weit.toys import SPEC, accuracy, images, pretrained, vit
+from weit.engine import TrainConfig, train
 from weit.nn.factors import KronFactors
 
 SIZES = [(32, 3), (16, 2), (24, 5), (48, 3), (64, 4)]
@@ -53,8 +56,23 @@ def test_the_same_arguments_give_the_same_model_and_leave_bank_and_randomness(ba
 
 def test_a_bank_without_a_source_starts_from_fresh_scalers() -> None:
     bank = weit.TemplateBank({role: torch.randn(4, 8, 8) for role in ("q", "k", "v", "o", "fc1", "fc2")})
-    model = weit.initialize(vit(), bank, images(), steps=80, batch_size=32, lr=1e-2)
+    with pytest.warns(UserWarning, match="bank has no source, so scalers start fresh"):
+        model = weit.initialize(vit(), bank, images(), steps=80, batch_size=32, lr=1e-2)
     assert accuracy(model) > 0.8
+
+
+@pytest.mark.parametrize("start", ["fresh", "extracted"])
+def test_training_of_your_own_gives_a_bank_to_start_from(start: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = vit()
+    bank = weit.kronify(model, SPEC if start == "fresh" else weit.extract_bank(model, SPEC).bank)
+    train(model, images(), TrainConfig(steps=5, batch_size=32, lr=1e-2), progress=False)
+    bank.take_source(model, {"width": 32})
+    bank.save_pretrained(tmp_path / "bank")
+    loaded = weit.TemplateBank.from_pretrained(tmp_path / "bank")
+    assert loaded.source.config == {"width": 32}
+    x = images()[0]
+    assert torch.allclose(weit.initialize(vit(), loaded, steps=0)(x), model(x), atol=1e-5)
 
 
 def test_an_extracted_bank_gives_the_trained_model_back() -> None:
@@ -100,8 +118,10 @@ def test_what_does_not_fit_changes_nothing(damage: str, bank: weit.TemplateBank)
         data[0][0] = float("nan")
     model = vit(24, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    damaged = weit.TemplateBank(roles)
+    damaged.source = bank.source
     with pytest.raises(ValueError, match={"role": "lacks role 'v'", "kernel": "kernel", "nan": "finite"}[damage]):
-        weit.initialize(model, weit.TemplateBank(roles), data, steps=2)
+        weit.initialize(model, damaged, data, steps=2)
     assert isinstance(model.blocks[0].attn.q, nn.Linear)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

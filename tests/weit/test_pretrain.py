@@ -192,6 +192,17 @@ def test_a_kronified_model_needs_its_bank() -> None:
     assert not torch.equal(bank["q"], before)
 
 
+def test_goes_on_from_all_that_a_bank_has() -> None:
+    config = weit.PretrainConfig(steps=1, batch_size=16, lr=1e-9)
+    bank, model = pretrained(), vit()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="targets must be below the 4 outputs"):
+        weit.pretrain(model, (X, Y + 1), config, bank=bank, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert weit.pretrain(model, images(), config, bank=bank, progress=False) is bank
+    assert accuracy(model) > 0.9
+
+
 def test_saved_and_loaded_banks_are_the_same(tmp_path: Path) -> None:
     bank = pretrained(5)
     bank.save_pretrained(tmp_path / "bank")
