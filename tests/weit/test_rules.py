@@ -1,6 +1,9 @@
 """Real models of every family that has built-in rules, built without downloads."""
 
+import copy
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -146,9 +149,37 @@ def test_a_fused_qkv_keeps_its_parts_apart():
     assert isinstance(fused, KronFusedLinear)
     for i, part in enumerate(fused.parts):
         assert part.templates is bank["qkv"[i]]
-        part.scalers.data.copy_(scalers[f"blocks.0.attn.qkv.parts.{i}"])
+        assert torch.equal(part.scalers, scalers[f"blocks.0.attn.qkv.parts.{i}"])
     torch.testing.assert_close(fused.weight, weight)
     torch.testing.assert_close(fused.bias, bias)
+
+
+def test_hugging_face_models_on_a_bank_are_saved_as_documented(tmp_path):
+    torch.manual_seed(0)
+    model, again, onward = (hf_model("ViT", **VIT).eval() for _ in range(3))
+    x = torch.randn(2, 3, 32, 32)
+    bank = kronify(model, {"templates": 2})
+    expected = model(x).logits
+    with pytest.raises(RuntimeError, match="shared tensors"):
+        model.save_pretrained(tmp_path / "refused")
+
+    safetensors.torch.save_model(model, tmp_path / "model.safetensors")
+    shared = kronify(again, {"templates": 2})
+    assert safetensors.torch.load_model(again, tmp_path / "model.safetensors") == (set(), [])
+    assert torch.equal(again(x).logits, expected)
+    assert torch.equal(shared["q"], bank["q"])
+
+    bank.take_source(model)
+    bank.save_pretrained(tmp_path / "bank")
+    loaded = TemplateBank.from_pretrained(tmp_path / "bank")
+    kronify(onward, loaded)
+    assert not onward.load_state_dict(loaded.source.state, strict=False).unexpected_keys
+    assert torch.equal(onward(x).logits, expected)
+
+    materialize(copy.deepcopy(model)).save_pretrained(tmp_path / "dense")
+    dense = type(model).from_pretrained(tmp_path / "dense")
+    torch.testing.assert_close(dense(x).logits, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(x).logits, expected)
 
 
 def nested(paths):
