@@ -16,6 +16,7 @@ from weit.engine.data import Data
 from weit.engine.objective import Loss
 from weit.engine.seeds import own_randomness
 from weit.fitting import FIT_RATES, configs_at, fit_scalers
+from weit.matching import find_layers
 from weit.rules import Rules
 from weit.scalers import lay_out
 from weit_kernels.shapes import as_int
@@ -45,7 +46,7 @@ def initialize(
 
     Args:
         model: any depth and width of the family that the bank was pre-trained for; filled in place, still dense.
-        bank: stays as it is.
+        bank: stays as it is; its device and dtype need not be the model's.
         data: what the scalers are fitted on; ``None`` for the first guess alone.
         steps: of fitting; 0 for the first guess alone.
         lr: a learning rate of fitting, or several: the one whose model has the lowest loss on held-out items is taken.
@@ -68,13 +69,18 @@ def initialize(
     fit: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed, **settings}
     configs_at(steps=max(1, steps), **{name: fit[name] for name in fit.keys() - {"run_dir", "resume"}})
     target = copy.deepcopy(model)
+    weight = find_layers(target, rules)[0].layer.weight
+    if weight.is_meta:
+        raise ValueError("model must hold numbers to be filled, but it is on the meta device")
+    # Without the source, which is laid out below, and where the model is: banks are read onto the CPU.
+    own = TemplateBank({role: bank[role].detach().to(weight, copy=True) for role in bank}, bank.layout)
     with own_randomness(seed):
-        kronify(target, bank, rules=rules)
+        kronify(target, own, rules=rules)
     if bank.source is not None:
         lay_out(target, bank.source, depth=depth, seed=seed)
     else:
         warnings.warn("bank has no source, so scalers start fresh; see TemplateBank.take_source", stacklevel=2)
     if data is not None and steps:
-        fit_scalers(target, bank, data, steps, loss=loss, progress=progress, **fit)
+        fit_scalers(target, own, data, steps, loss=loss, progress=progress, **fit)
     model.load_state_dict(materialize(target).state_dict())
     return model

@@ -89,6 +89,25 @@ def test_an_extracted_bank_gives_the_trained_model_back() -> None:
     assert (model(x) - trained(x)).norm() < 2 * full * trained(x).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_any_dtype_start_from_a_bank_that_was_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = vit()
+    weit.extract_bank(trained, {"templates": 64, "template_shape": (8, 8)}).bank.save_pretrained(tmp_path / "bank")
+    bank = weit.TemplateBank.from_pretrained(tmp_path / "bank")
+    inputs, labels = images()
+    model = weit.initialize(vit().to(dtype), bank, (inputs.to(dtype), labels), steps=1, lr=1e-6)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype}
+    assert bank["q"].dtype == torch.float32
+    expected = trained(inputs)
+    assert (model(inputs.to(dtype)) - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_model_without_numbers_is_refused(bank: weit.TemplateBank) -> None:
+    with pytest.raises(ValueError, match="must hold numbers"):
+        weit.initialize(vit().to("meta"), bank, steps=0)
+
+
 def test_a_layout_that_cannot_change_width_says_so_and_takes_any_depth() -> None:
     torch.manual_seed(0)
     trained = vit().double()
