@@ -45,13 +45,15 @@ def kronify(
             fields.
         rules: pattern on module path (``re.fullmatch``, the first that matches counts) → role, tuple of roles
             (rows split evenly: ``("q", "k", "v")``), or ``None`` to leave the layer dense. A role may refer to
-            groups of the pattern: ``r"stage\\1_3x3"``. By default the built-in rules of the model's family.
+            groups of the pattern: ``r"stage\\1_3x3"``. Each must match some layer. By default the built-in rules of the
+            model's family.
 
     Returns:
         The bank, given or new.
 
     Raises:
-        TypeError, ValueError: no layer is named, one cannot be converted, or bank or spec do not fit.
+        TypeError, ValueError: no layer is named, or none by one of ``rules``, one cannot be converted, or bank or spec do
+            not fit.
     """
     matches = find_layers(model, rules)
     if isinstance(bank_or_spec, TemplateBank):

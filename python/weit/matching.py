@@ -13,6 +13,7 @@ from weit.nn import KronConv1d, KronConv2d, KronConv3d, KronFusedLinear, KronLin
 from weit.rules import Rules, find_rules
 
 DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)  # those that rules may name; only DENSE ones are converted
 KRON = (KronLinear, KronFusedLinear, KronConv1d, KronConv2d, KronConv3d)
 
 
@@ -51,7 +52,7 @@ def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
 
     Raises:
         TypeError: ``model`` is no module, or ``rules`` no mapping of patterns.
-        ValueError: no layer is named, or one that cannot be converted.
+        ValueError: no layer is named, or none by one of ``rules``, or one that cannot be converted.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -72,7 +73,7 @@ def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
         roles = _roles(path, patterns)
         if roles is None:
             continue
-        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        if not isinstance(module, LAYERS):
             others.append(f"{path!r} is a {type(module).__name__}")
             continue
         if named.setdefault(module, roles) != roles:
@@ -81,11 +82,20 @@ def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
     if not named:
         found = f": only layers are converted, and {others[0]}" if others else ""
         raise ValueError(f"rules name no nn.Linear or nn.Conv of {type(model).__name__}{found}")
+    if rules is not None and (idle := sorted(rules.keys() - applicable(rules, model).keys())):
+        raise ValueError(f"rules[{idle[0]!r}] names no nn.Linear or nn.Conv of {type(model).__name__}")
     matches = [
         Match(tuple(paths[layer]), _check_layer(paths[layer][0], layer, roles), roles) for layer, roles in named.items()
     ]
     _check_untied(model, matches)
     return matches
+
+
+def applicable(rules: Rules, model: nn.Module) -> Rules:
+    """Those of ``rules`` whose pattern matches some layer of ``model``, if only behind an earlier one."""
+    layers = [path for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, LAYERS)]
+    matching = {pattern.pattern for pattern, _ in _compile(rules) if any(map(pattern.fullmatch, layers))}
+    return {pattern: role for pattern, role in rules.items() if pattern in matching}
 
 
 def by_role(matches: list[Match]) -> dict[str, list[Part]]:

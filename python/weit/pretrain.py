@@ -23,6 +23,7 @@ from weit.engine.objective import Loss, Supervised
 from weit.engine.seeds import own_randomness
 from weit.engine.soft_targets import SoftTargets
 from weit.masks import Elastic, draw_size
+from weit.matching import applicable
 from weit.nn.factors import KronFactors
 from weit.rules import Rules
 from weit.scalers import lay_out
@@ -95,7 +96,7 @@ def pretrain(
         smaller: models of the same family, none larger than ``model`` in anything; only their shapes count.
         teacher: a trained model with the same outputs, to distil from.
         distance: from the teacher's answers, where outputs are not logits: (outputs, answers) → scalar.
-        rules: as for ``kronify``.
+        rules: as for ``kronify``; each must match some layer of ``model``, but not of ``smaller`` ones.
         evaluate: full-size model → numbers for the record.
         model_config: how to build ``model`` again, JSON-like; kept as ``bank.source.config``.
 
@@ -205,7 +206,8 @@ def _share(bank: TemplateBank, small: nn.Module, rules: Rules | None) -> nn.Modu
     if _has_kron(small):
         return small
     small = copy.deepcopy(small)
-    kronify(small, _bare(bank), rules=rules)
+    # Rules are about the model; a shallower one need not have what each of them names.
+    kronify(small, _bare(bank), rules=None if rules is None else applicable(rules, small))
     return small
 
 

@@ -22,7 +22,7 @@ def found(model, rules):
 
 
 def test_the_first_pattern_that_matches_the_whole_path_counts():
-    rules = {r"blocks\.1\.attn": None, r".*\.attn": ("q", "k", "v"), "stem|attn": "stem", "tem": "never"}
+    rules = {"tem|head": None, r"blocks\.1\.attn": None, r".*\.attn": ("q", "k", "v"), "stem|attn": "stem"}
     assert found(Model(), rules) == {"stem": ("stem",), "blocks.0.attn": ("q", "k", "v")}
 
 
@@ -86,6 +86,18 @@ WRONG = {
         "only layers are converted, and 'blocks.0.norm' is a LayerNorm",
     ),
     "container": (None, {r"blocks\.\d": "a"}, SPEC, "'blocks.0' is a ModuleDict"),
+    "a pattern without a layer": (
+        None,
+        {**ATTN, "sten": "a"},
+        SPEC,
+        r"rules\['sten'\] names no nn.Linear or nn.Conv of",
+    ),
+    "a container beside a layer": (
+        None,
+        {**ATTN, r"blocks\.1": None},
+        SPEC,
+        "rules.* names no nn.Linear or nn.Conv of",
+    ),
     "only None": (None, {".*": None}, SPEC, "rules name no nn.Linear"),
     "unknown family": (None, None, SPEC, "no built-in rules know .* Model .known: weit.* timm.* Pass rules="),
     "bad pattern": (None, {"(": "a"}, SPEC, "'.' is no regular expression"),

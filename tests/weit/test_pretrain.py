@@ -36,6 +36,14 @@ def test_learns_at_every_size_through_the_constraint() -> None:
         assert accuracy(weit.initialize(vit(*size), bank, steps=0)) > 0.8, size
 
 
+def test_rules_may_name_layers_that_a_smaller_size_lacks() -> None:
+    rules = {r"blocks\.[01]\.mlp\.fc1": "first", r"blocks\.2\.mlp\.fc1": "last"}
+    bank = weit.pretrain(vit(), images(), CONFIG, smaller=[vit(16, 2)], rules=rules, progress=False)
+    assert bank.roles == ("first", "last")
+    with pytest.raises(ValueError, match=r"rules\['typo'\] names no"):
+        weit.pretrain(vit(), images(), CONFIG, rules={**rules, "typo": "a"}, progress=False)
+
+
 def test_the_seed_decides_and_the_arguments_stay() -> None:
     small = vit(16, 2)
     names = set(small.state_dict())
