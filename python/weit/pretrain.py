@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weit.bank import BankSpec, TemplateBank
+from weit.bank import BankSpec, TemplateBank, check_json
 from weit.convert import extract_bank, kronify
 from weit.engine.config import TrainConfig, is_number, require
 from weit.engine.data import Batches, Data, Inputs
@@ -113,6 +113,7 @@ def pretrain(
     """
     config = PretrainConfig.of(config)
     smaller = _check_modules(model, smaller, teacher, bank)
+    model_config = check_json("model_config", model_config)
     children = [(parent, dict(parent._modules)) for parent in model.modules()]
     base = (
         Supervised(loss) if teacher is None else SoftTargets(teacher, loss, config.alpha, config.temperature, distance)

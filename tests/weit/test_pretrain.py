@@ -179,12 +179,16 @@ def test_losses_over_batches_are_given_batches() -> None:
         ({"bank": SPEC}, "bank must be a TemplateBank, got dict"),
         ({"config": 3}, "config must be a PretrainConfig or a mapping with its fields, got int"),
         ({"loss": "ce"}, "loss must be a function of outputs and targets, got str"),
+        ({"model_config": {"model": object()}}, "model_config must be JSON: Object of type object"),
+        ({"model_config": 3}, "model_config must be a mapping, got int"),
         ({"rules": {3: "a"}}, "rules must map patterns, which are strings, to roles, got 3"),
     ],
 )
 def test_wrong_types_name_themselves(arguments: dict, message: str) -> None:
+    model = vit()
     with pytest.raises(TypeError, match=message):
-        weit.pretrain(**{"model": vit(), "data": images(), "config": CONFIG, "progress": False, **arguments})
+        weit.pretrain(**{"model": model, "data": images(), "config": CONFIG, "progress": False, **arguments})
+    assert isinstance(model.blocks[0].attn.q, torch.nn.Linear)
 
 
 def test_a_kronified_model_needs_its_bank() -> None:
