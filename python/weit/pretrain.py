@@ -137,7 +137,7 @@ def pretrain(
             resume=resume,
             progress=progress,
             find_unused_parameters=True,  # a smaller size leaves out the last layers
-            settings=settings,
+            settings={**_known(elastic, rules, teacher), **(settings or {})},
             flags=flags,
         )
     except BaseException:
@@ -149,6 +149,15 @@ def pretrain(
         raise
     bank.take_source(model, model_config)
     return bank
+
+
+def _known(elastic: Elastic, rules: Rules | None, teacher: nn.Module | None) -> dict[str, Any]:
+    """What a resumed run must have the same, as far as it can be told: the sizes in numbers that learn, among others."""
+    return {
+        "smaller": [sum(parameter.numel() for parameter in small.parameters()) for small in elastic.skeletons],
+        "rules": None if rules is None else list(rules.items()),  # their order counts
+        "teacher": teacher is not None,
+    }
 
 
 def _evaluate_inside(evaluate: Callable[[nn.Module], Mapping[str, float]], elastic: Any) -> Mapping[str, float]:

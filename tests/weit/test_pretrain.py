@@ -80,6 +80,22 @@ def test_resuming_gives_the_same_bank(tmp_path: Path) -> None:
     assert same(whole, again)
 
 
+def test_resuming_wants_the_same_sizes_rules_and_teacher(tmp_path: Path) -> None:
+    rules = {r".*\.fc1": "a", r".*\.fc[12]": "b"}
+    run = {"smaller": [vit(16, 2)], "rules": rules, "run_dir": tmp_path, "progress": False}
+    weit.pretrain(vit(), images(), CONFIG, **run)
+    for change in (
+        {"smaller": [vit(24, 2)]},
+        {"smaller": []},
+        {"rules": dict(reversed(rules.items()))},
+        {"rules": None},
+        {"teacher": vit()},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(change))}: .* → "):
+            weit.pretrain(vit(), images(), CONFIG, **{**run, **change, "resume": True})
+    weit.pretrain(vit(), images(), CONFIG, **run, resume=True)
+
+
 def test_extracting_from_a_trained_model_starts_near_it() -> None:
     torch.manual_seed(0)
     teacher = vit()
