@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def materialize(model: nn.Module) -> nn.Module:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, KRON):
         return _dense_layer(model)
-    _replace(model, {module: _dense_layer(module) for module in model.modules() if isinstance(module, KRON)})
+    _replace(model, {layer: _dense_layer(layer) for layer in set(_outermost(model))})
     return model
 
 
@@ -157,6 +157,15 @@ def _take_rest(kron: Any, layer: Any, bias: Tensor | None) -> Any:
 
 def _dense_layer(layer: Any) -> nn.Module:
     return layer.to_linear() if isinstance(layer, (KronLinear, KronFusedLinear)) else layer.to_conv()
+
+
+def _outermost(model: nn.Module) -> Iterator[nn.Module]:
+    """Kron layers, but not the parts of a fused one, which becomes one dense layer."""
+    for child in model.children():
+        if isinstance(child, KRON):
+            yield child
+        else:
+            yield from _outermost(child)
 
 
 def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:

@@ -188,6 +188,15 @@ def test_materialize_takes_a_single_layer(layer):
     torch.testing.assert_close(dense.weight, layer.weight)
 
 
+def test_materialize_makes_each_weight_once(monkeypatch):
+    made, to_linear = [], KronLinear.to_linear
+    monkeypatch.setattr(KronLinear, "to_linear", lambda layer: made.append(layer) or to_linear(layer))
+    model = Model()
+    kronify(model, SPEC, rules=RULES)
+    materialize(model)
+    assert len(made) == 2 * 4  # three parts of qkv, and proj
+
+
 def test_materialize_leaves_a_dense_model_alone_and_refuses_the_rest():
     model = Model()
     modules = list(model.modules())
