@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from weit.bank import BankSpec, TemplateBank, check_json
 from weit.convert import extract_bank, kronify
 from weit.engine.config import TrainConfig, is_number, require
-from weit.engine.data import Batches, Data, Inputs
+from weit.engine.data import Data, Inputs
 from weit.engine.loop import train
 from weit.engine.objective import Loss, Supervised
 from weit.engine.seeds import own_randomness
@@ -123,7 +123,6 @@ def pretrain(
     numbers = copy.deepcopy(model.state_dict()) if goes_on else {}  # the source is written over them
     try:
         with own_randomness(config.seed):
-            Batches(data, config.batch_size)  # checks it
             bank = _kronified(model, bank, config, rules)
             elastic = Elastic(model, [_share(bank, small, rules) for small in smaller])
         train(

@@ -174,6 +174,23 @@ def test_a_teacher_that_answers_otherwise_leaves_the_model_dense() -> None:
     assert isinstance(model.blocks[0].attn.q, torch.nn.Linear)
 
 
+def test_data_are_drawn_by_the_training_alone() -> None:
+    drawn = []
+
+    class Noting(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(X)
+
+        def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
+            drawn.append(item)
+            return X[item], Y[item]
+
+    train(vit(), Noting(), TrainConfig(steps=12, batch_size=16), progress=False)
+    alone, drawn[:] = len(drawn), []
+    weit.pretrain(vit(), Noting(), CONFIG, progress=False)
+    assert len(drawn) == alone
+
+
 def test_losses_over_batches_are_given_batches() -> None:
     sizes = set()
 
