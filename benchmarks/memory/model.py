@@ -75,17 +75,12 @@ def factors(layer: tuple[int, int], kron: Kron | None) -> tuple[int, int]:
 def workspace(layer: tuple[int, int], kron: Kron | None, rows: int, dtype: torch.dtype, device: str) -> int:
     """Bytes that one Kron layer's backward pass takes beside its results; nothing for a dense layer.
 
-    In plain torch the intermediate of one block of rows, and of the same block the products that the gradient of ``S``
-    is summed from; of the compiled kernels all that ``weit_kernels.cpp.workspace_bytes`` names.
+    As planned; of the compiled kernels all that ``weit_kernels.cpp.workspace_bytes`` names.
     """
     if kron is None:
         return 0
     m, n = ceil(layer[0] / kron.p), ceil(layer[1] / kron.q)
-    chosen = plan(rows, (kron.N, m, n), (kron.p, kron.q), dtype, device)
-    if chosen.backend == "cpp":
-        return chosen.workspace_bytes
-    share = {"templates_first": m / kron.p, "scalers_first": n / kron.q}.get(chosen.path, 0.0)
-    return round(chosen.workspace_bytes * (1 + share))
+    return plan(rows, (kron.N, m, n), (kron.p, kron.q), dtype, device).workspace_bytes
 
 
 def layer_memory(

@@ -12,7 +12,7 @@ from weit_kernels import cpp, kron_conv2d, kron_linear, plan
 from weit_kernels.backends import Form
 from weit_kernels.estimates import Request, cost, work
 from weit_kernels.paths import PATHS as PATH_MODULES
-from weit_kernels.paths import panel
+from weit_kernels.paths import blocks, panel
 from weit_kernels.plan import choose
 from weit_kernels.shapes import KronShape
 
@@ -142,11 +142,32 @@ def test_auto_runs_what_the_plan_says() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 100, 100_000])
+@pytest.mark.parametrize("templates", [(256, 256), (4, 256), (256, 4)])
 @pytest.mark.parametrize("scalers", [(4, 16, 16), (8, 64, 16), (2, 3, 200)])
-def test_workspace_is_bounded_by_32_mib(rows: int, scalers: tuple[int, int, int]) -> None:
+def test_workspace_is_bounded_by_32_mib(rows: int, scalers: tuple[int, int, int], templates: tuple[int, int]) -> None:
     for path in PATHS:
-        chosen = plan(rows, scalers, (256, 256), torch.float32, "cuda", path=path)
+        chosen = plan(rows, scalers, templates, torch.float32, "cuda", path=path)
         assert 0 < chosen.workspace_bytes <= 32 << 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("path", "m", "n", "p", "q"), [("templates_first", 128, 4, 4, 8), ("scalers_first", 4, 128, 8, 4)]
+)
+def test_blocks_hold_what_narrow_templates_take(
+    path: str, m: int, n: int, p: int, q: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's share of ``dS`` is larger than its intermediate; the planned workspace is what a block takes of both."""
+    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 1 << 16)
+    rows, N = 16, 2
+    T, S = torch.randn(N, p, q).to(dtype), torch.randn(N, m, n).to(dtype)
+    x, dy = torch.randn(rows, n * q).to(dtype), torch.randn(rows, m * p).to(dtype)
+    planned = plan(rows, S.shape, T.shape, dtype, "cpu", path=path, backend="torch").workspace_bytes
+    for need in ([True] * 3, [True, True, False]):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            PATH_MODULES[path].linear_backward(dy, x, T, S, need)
+        largest = max(abs(event.cpu_memory_usage) for event in profile.events())
+        assert 0 < largest <= planned <= 1 << 16
 
 
 @pytest.mark.parametrize("most", [1, 700, 3_000, 10_000_000])

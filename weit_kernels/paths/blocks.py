@@ -24,6 +24,17 @@ def block_bytes(device_type: str) -> int:
     return CPU_BLOCK_BYTES if device_type == "cpu" else GPU_BLOCK_BYTES
 
 
+def row_bytes(intermediate: int, matrix: int, itemsize: int, device_type: str, *, gradient: bool) -> int:
+    """Bytes of one row of a block: so many numbers of its intermediate, and what its product with a matrix takes.
+
+    The matrix is the same for all rows. Of its ``gradient``, where wanted, each row's share exists before they are summed.
+    On a CPU the library copies 16-bit matrices for each row, and widens in a copy what it sums in float32.
+    """
+    copies = itemsize == 2 and device_type == "cpu"
+    share = itemsize + 4 * copies if gradient else itemsize * copies
+    return intermediate * itemsize + matrix * share
+
+
 def rows_per_block(rows: int, bytes_per_row: int, most_bytes: int) -> int:
     """How many rows (tokens, images or weight rows) to take at a time; blocks are of nearly equal length."""
     most = max(1, most_bytes // max(1, bytes_per_row))

@@ -17,6 +17,7 @@ from weit_kernels.paths.blocks import (
     add_product,
     block_bytes,
     blocks,
+    row_bytes,
     rows_per_block,
     widen,
     workspace,
@@ -29,7 +30,7 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> Cost:
     """Products of one phase; ``M`` counts tokens, or output pixels of a convolution."""
-    row = s.m * s.N * s.q * itemsize
+    row = row_bytes(s.m * s.N * s.q, s.m * s.N * s.n, itemsize, device_type, gradient=phase == "backward")
     step = rows_per_block(M, row, block_bytes(device_type))
     u = Product(M, s.m * s.N, s.n, s.q)
     y = Product(1, M * s.m, s.N * s.q * s.taps, s.p)
@@ -50,7 +51,8 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Te
     mix, columns = _mix(S), _columns(T).t()
     bias = None if bias is None else widen(bias.view(1, -1), m * p)
     y = x.new_empty(M, m * p)
-    for b in blocks(M, m * N * q * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(m * N * q, m * N * n, x.element_size(), x.device.type, gradient=False)
+    for b in blocks(M, row, block_bytes(x.device.type)):
         x_b = x[b].view(-1, n, q)
         u = workspace("block", x, x_b.shape[0], m * N, q)
         torch.bmm(mix.expand(x_b.shape[0], -1, -1), x_b, out=u)
@@ -71,7 +73,8 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
     dx = x.new_empty(M, n, q) if need[0] else None
     dcolumns = accumulator(x, p, N * q) if need[1] else None
     dmix = accumulator(x, m * N, n) if need[2] else None
-    for b in blocks(M, m * N * q * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(m * N * q, m * N * n, x.element_size(), x.device.type, gradient=need[2])
+    for b in blocks(M, row, block_bytes(x.device.type)):
         x_b, dy_rows = x[b].view(-1, n, q), dy[b].view(-1, p)
         u = du = workspace("block", x, x_b.shape[0], m * N, q)  # one after the other in the same memory
         if dcolumns is not None:
@@ -97,7 +100,8 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
     bias = None if bias is None else widen(bias.view(1, -1), m * p)
     size = args.output_size(spatial, kernel)
     y = x.new_empty(B, m * p, *size)
-    for b in blocks(B, m * N * q * spatial.numel() * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(m * N * q * spatial.numel(), m * N * n, x.element_size(), x.device.type, gradient=False)
+    for b in blocks(B, row, block_bytes(x.device.type)):
         u = workspace("block", x, b.stop - b.start, m * N, q * spatial.numel())
         torch.bmm(mix.expand(u.shape[0], -1, -1), x[b].view(-1, n, q * spatial.numel()), out=u)
         y[b] = convolve(u.view(-1, N * q, *spatial), filters, args).view(-1, m * p, *size)
@@ -116,7 +120,8 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
     dx = torch.empty_like(x) if need[0] else None
     dfilters = accumulator(x, *filters.shape) if need[1] else None
     dmix = accumulator(x, m * N, n) if need[2] else None
-    for b in blocks(B, m * N * q * spatial.numel() * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(m * N * q * spatial.numel(), m * N * n, x.element_size(), x.device.type, gradient=need[2])
+    for b in blocks(B, row, block_bytes(x.device.type)):
         x_b, dy_maps = x[b].view(-1, n, q * spatial.numel()), dy[b].view(-1, p, *dy.shape[2:])
         u = workspace("block", x, x_b.shape[0], m * N, q * spatial.numel())
         torch.bmm(mix.expand(x_b.shape[0], -1, -1), x_b, out=u)

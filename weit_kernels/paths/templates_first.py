@@ -18,6 +18,7 @@ from weit_kernels.paths.blocks import (
     add_product,
     block_bytes,
     blocks,
+    row_bytes,
     rows_per_block,
     widen,
     workspace,
@@ -30,7 +31,7 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> Cost:
     """Products of one phase; ``M`` counts tokens, or output pixels of a convolution."""
-    row = s.n * s.N * s.p * itemsize
+    row = row_bytes(s.n * s.N * s.p, s.n * s.N * s.m, itemsize, device_type, gradient=phase == "backward")
     step = rows_per_block(M, row, block_bytes(device_type))
     z = Product(1, M * s.n, s.q * s.taps, s.N * s.p)
     y = Product(M, s.m, s.n * s.N, s.p)
@@ -51,7 +52,8 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Te
     rows_of_T, mix = T.reshape(N * p, q), S.permute(1, 2, 0).reshape(1, m, n * N)
     bias = None if bias is None else widen(bias.view(1, -1), m * p).view(m, p)
     y = x.new_empty(M, m, p)
-    for b in blocks(M, n * N * p * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(n * N * p, n * N * m, x.element_size(), x.device.type, gradient=False)
+    for b in blocks(M, row, block_bytes(x.device.type)):
         x_rows = x[b].view(-1, q)
         z = workspace("block", x, x_rows.shape[0], N * p)
         torch.mm(x_rows, rows_of_T.t(), out=z)
@@ -70,7 +72,8 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
     dx = x.new_empty(M, n * q) if need[0] else None
     dT = accumulator(x, N * p, q) if need[1] else None
     dmix = accumulator(x, m, n * N) if need[2] else None
-    for b in blocks(M, n * N * p * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(n * N * p, n * N * m, x.element_size(), x.device.type, gradient=need[2])
+    for b in blocks(M, row, block_bytes(x.device.type)):
         x_rows, dy_b = x[b].view(-1, q), dy[b].view(-1, m, p)
         v = z = workspace("block", x, x_rows.shape[0], N * p)  # one after the other in the same memory
         if dx is not None or dT is not None:
@@ -95,7 +98,8 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
     if bias is not None:
         bias = widen(bias.view(1, -1), m * p).view(m, p, 1).expand(m, p, size.numel()).reshape(m, -1)
     y = x.new_empty(B, m, p * size.numel())
-    for b in blocks(B, n * N * p * size.numel() * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(n * N * p * size.numel(), n * N * m, x.element_size(), x.device.type, gradient=False)
+    for b in blocks(B, row, block_bytes(x.device.type)):
         z = convolve(x[b].view(-1, q, *x.shape[2:]), filters, args, keep=False)
         _mix_into(y[b], mix, z.view(-1, n * N, p * size.numel()), bias)
     return y.view(B, m * p, *size)[:, :out].contiguous()
@@ -111,7 +115,8 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
     dx = torch.empty_like(x) if need[0] else None
     dT = accumulator(x, *filters.shape) if need[1] else None
     dmix = accumulator(x, m, n * N) if need[2] else None
-    for b in blocks(B, n * N * p * size.numel() * x.element_size(), block_bytes(x.device.type)):
+    row = row_bytes(n * N * p * size.numel(), n * N * m, x.element_size(), x.device.type, gradient=need[2])
+    for b in blocks(B, row, block_bytes(x.device.type)):
         x_maps, dy_b = x[b].view(-1, q, *x.shape[2:]), dy[b].view(-1, m, p * size.numel())
         if dx is not None or dT is not None:
             v = workspace("block", x, dy_b.shape[0], n * N, p * size.numel())
