@@ -194,3 +194,26 @@ def test_empty_batch(path: str) -> None:
     y.sum().backward()
     assert torch.equal(T.grad, torch.zeros_like(T))
     assert torch.equal(S.grad, torch.zeros_like(S))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("path", PATHS)
+def test_pointwise_products_do_not_hold_a_weight_for_each_image(
+    path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image's share of the weight's gradient is as large as the weight; so is a copy that the library may make."""
+    most, B, N, m, p = 1 << 15, 64, 2, 4, 16
+    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", most)
+    monkeypatch.setattr(panel, "SMALL_BYTES", 0)
+    x, T, S = torch.randn(B, m * p, 1, 1), torch.randn(N, p, p, 1, 1) / p, torch.randn(N, m, m)
+    args = [t.to(dtype) for t in (x, T, S)]
+
+    def ours(*a):
+        return kron_conv2d(*a, path=path, backend="torch")
+
+    assert_as_good_as_dense(ours, lambda *a: dense(m * p, "block")(*a, None), args, slack=3.0)
+    leaves = [t.requires_grad_() for t in args]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        y = ours(*leaves)
+        y.backward(torch.ones_like(y))
+    assert 0 < max(abs(event.cpu_memory_usage) for event in profile.events()) <= 2 * most

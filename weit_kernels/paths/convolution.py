@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from weit_kernels.paths.blocks import workspace
+from weit_kernels.paths.blocks import accumulator, block_bytes, blocks, row_bytes, workspace
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def convolve(x: Tensor, weight: Tensor, args: ConvArgs, bias: Tensor | None = No
         maps, filters = x.flatten(2), weight.flatten(1)
         size = (x.shape[0], filters.shape[0], maps.shape[2])
         y = x.new_empty(size) if keep else workspace("block", x, *size)
-        torch.bmm(filters.expand(x.shape[0], -1, -1), maps, out=y)
+        _products(filters, maps, y)
         if bias is not None:
             y += bias.view(-1, 1)
         return y.view(*size[:2], *x.shape[2:])
@@ -96,11 +96,28 @@ def conv_gradients(
     """Gradients of ``x`` and ``weight``; ``None`` where not needed."""
     if args.pointwise(weight.shape[2:]):
         dy_maps, x_maps, flat = dy.flatten(2), x.flatten(2), weight.flatten(1)
-        dx = torch.bmm(flat.t().expand(x.shape[0], -1, -1), dy_maps).view(x.shape) if need[0] else None
-        dw = torch.bmm(dy_maps, x_maps.mT).sum(0).view(weight.shape) if need[1] else None
+        dx = _products(flat.t(), dy_maps, torch.empty_like(x_maps)).view(x.shape) if need[0] else None
+        dw = _sum_of_products(dy_maps, x_maps).view(weight.shape) if need[1] else None
         return dx, dw
     zeros = [0] * len(args.stride)
     dx, dw, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, args.stride, args.padding, args.dilation, False, zeros, args.groups, [*need, False]
     )
     return dx, dw
+
+
+def _products(matrix: Tensor, maps: Tensor, result: Tensor) -> Tensor:
+    """``result[b] = matrix @ maps[b]``, so many images at a time that copies of the matrix take bounded memory."""
+    row = row_bytes(0, matrix.numel(), maps.element_size(), maps.device.type, gradient=False)
+    for b in blocks(maps.shape[0], row, block_bytes(maps.device.type)):
+        torch.bmm(matrix.expand(b.stop - b.start, -1, -1), maps[b], out=result[b])
+    return result
+
+
+def _sum_of_products(dy: Tensor, x: Tensor) -> Tensor:
+    """``Σ_b dy[b] @ x[b].mT``, the same for the products, each as large as the result."""
+    total = accumulator(x, dy.shape[1], x.shape[1])
+    row = row_bytes(0, total.numel(), x.element_size(), x.device.type, gradient=True)
+    for b in blocks(x.shape[0], row, block_bytes(x.device.type)):
+        total += torch.bmm(dy[b], x[b].mT).sum(0, dtype=total.dtype)
+    return total.to(x.dtype)
