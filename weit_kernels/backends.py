@@ -38,8 +38,7 @@ class Form:
     @classmethod
     def of(cls, kernel: Sequence[int], conv: ConvArgs | None = None) -> Form:
         """The form of a convolution with windows of the sizes ``kernel``; by default with stride 1 and no padding."""
-        ones = (1,) * len(kernel)
-        conv = conv or ConvArgs(ones, (0,) * len(kernel), ones)
+        conv = conv or ConvArgs.plain(len(kernel))
         return cls(len(kernel), conv.groups, conv.pointwise(kernel), all(step == 1 for step in conv.stride))
 
 

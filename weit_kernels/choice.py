@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weit_kernels import tune
-from weit_kernels.backends import Form, module
+from weit_kernels.backends import module
 from weit_kernels.estimates import Request
 from weit_kernels.paths.convolution import ConvArgs, channels_last, run_conv, run_conv_backward
 from weit_kernels.plan import Plan, choose, contenders
@@ -35,8 +35,8 @@ def conv_request(x: Tensor, T: Tensor, S: Tensor, out: int, *args: Any) -> Reque
     (N, p, q, *kernel), (_, m, n) = T.shape, S.shape
     shape = KronShape(N, m, n, p, q, out, x.shape[1] // conv.groups, kernel=tuple(kernel))
     pixels = x.shape[0] * conv.output_size(x.shape[2:], kernel).numel()
-    more = (Form.of(kernel, conv), set(conv.dilation) != {1}, channels_last(x))
-    return Request(shape, pixels, x.dtype, x.device, train, path, backend, *more)
+    maps = (conv, tuple(x.shape[2:]), channels_last(x))
+    return Request(shape, pixels, x.dtype, x.device, train, path, backend, *maps)
 
 
 # What runs for sizes that were seen before: planning again would cost small layers more than their products.

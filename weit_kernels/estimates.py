@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 
 import torch
 
 from weit_kernels import cpp, tune
 from weit_kernels.backends import LINEAR, Form, pairs, why_not
 from weit_kernels.paths import PATHS
-from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, Cost, Product
-from weit_kernels.paths.panel import WORKSPACE_BYTES
+from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, WORKSPACE_BYTES, Cost, Maps, Product
+from weit_kernels.paths.convolution import ConvArgs
 from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
 from weit_kernels.shapes import KronShape
 
@@ -20,7 +21,11 @@ ROWS_PER_TILE = 128  # on_the_fly makes a weight tile again for so many rows
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks for, as far as the planner cares; ``rows`` are tokens, or output pixels of a convolution."""
+    """What a call asks for, as far as the planner cares; ``rows`` are tokens, or output pixels of a convolution.
+
+    ``conv`` says how a convolution moves, by default in steps of one; ``size`` is that of its maps, empty where nobody
+    knows: an image is a pixel then.
+    """
 
     shape: KronShape
     rows: int
@@ -29,14 +34,26 @@ class Request:
     train: bool
     path: str = "auto"
     backend: str = "auto"
-    form: Form = LINEAR
-    dilated: bool = False
+    conv: ConvArgs | None = None
+    size: tuple[int, ...] = ()
     channels_last: bool = False
+
+    @property
+    def form(self) -> Form:
+        """What backends are told of the layer."""
+        return Form.of(self.shape.kernel, self.conv) if self.shape.kernel else LINEAR
 
     @property
     def forced(self) -> bool:
         """Whether there is nothing to choose."""
         return "auto" not in (self.path, self.backend)
+
+    @property
+    def maps(self) -> Maps:
+        """What the paths count blocks in."""
+        conv = self.conv
+        pixels = prod(conv.output_size(self.size, self.shape.kernel)) if conv and self.size else 1
+        return Maps(prod(self.size), max(1, pixels), self.form.groups > 1)
 
     def allows(self, path: str, backend: str) -> bool:
         """Whether a path on a backend is what was asked for."""
@@ -47,7 +64,11 @@ class Request:
         """The key of the timings of this request: rows count by powers of two."""
         s, tf32 = self.shape, self.dtype == torch.float32 and tune.allows_tf32()
         sizes = f"N {s.N} m {s.m} n {s.n} p {s.p} q {s.q} out {s.out_features} in {s.in_features}"
-        conv = f"kernel {s.kernel} groups {self.form.groups} pointwise {self.form.pointwise}" if s.kernel else "linear"
+        conv = "linear"
+        if s.kernel:
+            moves = self.conv or ConvArgs.plain(len(s.kernel))
+            conv = f"kernel {s.kernel} stride {moves.stride} dilation {moves.dilation}"
+            conv += f" groups {moves.groups} pointwise {self.form.pointwise}"
         conv += " channels last" if self.channels_last else ""
         rows = f"rows {tune.bucket(self.rows)}"
         dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
@@ -93,7 +114,7 @@ def cost(request: Request, path: str, phase: str) -> Cost:
     """What one phase of a path does, the same on every backend."""
     s, M, itemsize, device_type = request.shape, request.rows, request.dtype.itemsize, request.device.type
     if path != "on_the_fly":
-        return PATHS[path].cost(s, M, phase, itemsize, device_type)
+        return PATHS[path].cost(s, M, phase, itemsize, device_type, request.maps)
     # The weight is made anew for each tile of rows; dT and dS are the panel's.
     tiles = Product(-(-M // ROWS_PER_TILE), s.m * s.n, s.N, s.p * s.q)
     product = Product(1, M, s.n * s.q, s.m * s.p)
@@ -187,7 +208,8 @@ def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str
 def _compulsory(request: Request) -> int:
     """Numbers that the forward pass must read or write, each once; the backward pass moves about twice as many."""
     s = request.shape
-    return request.rows * (s.in_features + s.out_features) + s.N * (s.m * s.n + s.p * s.q * s.taps)
+    inputs = request.rows // request.maps.outputs * request.maps.inputs
+    return inputs * s.in_features + request.rows * s.out_features + s.N * (s.m * s.n + s.p * s.q * s.taps)
 
 
 def _unproven(backend: str, request: Request) -> str:
@@ -198,6 +220,9 @@ def _unproven(backend: str, request: Request) -> str:
         return "not timed here yet; the first call on the GPU does it unless WEIT_TUNE=0"
     if backend == "triton":
         return "Triton's interpreter is for tests: ask for backend='triton'"
-    if request.dilated:  # each block reads the lines between the taps too, which no prediction counts
+    # Each block reads the lines between the taps too, which no prediction counts.
+    if request.conv and set(request.conv.dilation) != {1}:
+        1
+    }:  # each block reads the lines between the taps too, which no prediction counts
         return "not timed on dilated windows; ask for backend='cpp'"
     return compiled_unproven(request.dtype, bool(request.shape.kernel))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from weit_kernels import timings
-from weit_kernels.backends import Form, require_runnable
+from weit_kernels.backends import require_runnable
 from weit_kernels.estimates import Candidate, Request, candidates
 from weit_kernels.shapes import DTYPES, LAYOUTS, KronShape, as_int, sizes
 
@@ -77,7 +77,8 @@ def plan(
     """How ``kron_linear``, or a convolution of stride 1, would compute ``M`` rows, and why.
 
     Args:
-        M: product of the leading dimensions of ``x`` (for a convolution, batch times output pixels).
+        M: product of the leading dimensions of ``x`` (for a convolution, batch times output pixels; of how many images is
+            not known here: blocks are counted as if they could be cut anywhere, calls take whole images).
         scalers_shape: ``(N, m, n)``.
         template_shape: ``(N, p, q, *kernel)``, or ``(p, q)``.
         dtype: float64, float32, bfloat16 or float16.
@@ -108,9 +109,9 @@ def plan(
         where = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one that torch knows, got {device!r}") from error
-    form = Form.of(kernel)
-    require_runnable(path, backend, where, dtype, form)
-    return choose(Request(shape, rows, dtype, where, needs_grad, path, backend, form))
+    request = Request(shape, rows, dtype, where, needs_grad, path, backend)
+    require_runnable(path, backend, where, dtype, request.form)
+    return choose(request)
 
 
 def choose(request: Request) -> Plan:

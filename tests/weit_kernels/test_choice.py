@@ -1,5 +1,7 @@
 """What planner and operator make of timings, with a GPU that is pretended: contenders, the contest, what runs then."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from weit_kernels.shapes import KronShape
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 GPU = torch.device("cuda", 0)
+PLAIN = ConvArgs.plain(2)
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +42,11 @@ def test_rows_share_a_key_by_powers_of_two_and_nothing_else_is_shared() -> None:
         {"dtype": torch.float16},
         {"backend": "triton"},
         {"path": "panel"},
-        {"form": backends.Form(2, groups=2)},
         {"shape": KronShape(4, 16, 16, 64, 64, 1023, 1024)},
-        {"shape": KronShape(4, 16, 16, 64, 64, 1024, 1024, kernel=(3, 3))},
     ]
-    changes.append({"shape": changes[-1]["shape"], "channels_last": True})
-    changes[4]["shape"] = changes[-1]["shape"]
+    conv = {"shape": KronShape(4, 16, 16, 64, 64, 1024, 1024, kernel=(3, 3))}
+    moves = [replace(PLAIN, **change) for change in ({"stride": (2, 2)}, {"dilation": (2, 2)}, {"groups": 2})]
+    changes += [conv, {**conv, "channels_last": True}, *({**conv, "conv": each} for each in moves)]
     keys = {request(**change).key for change in [{}, *changes]}
     assert len(keys) == 1 + len(changes)
     assert f"torch {torch.__version__} | triton " in request().key

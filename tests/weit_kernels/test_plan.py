@@ -1,5 +1,6 @@
 """The planner: what it counts must be what the paths do; what it refuses must say why."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import weit_kernels
 from tests.weit_kernels.cases import PATHS, needs_extension
 from weit_kernels import cpp, kron_conv2d, kron_linear, plan
-from weit_kernels.backends import Form
+from weit_kernels.choice import conv_request
 from weit_kernels.estimates import Request, cost, work
 from weit_kernels.paths import PATHS as PATH_MODULES
 from weit_kernels.paths import blocks, panel
+from weit_kernels.paths.convolution import ConvArgs, run_conv, run_conv_backward
 from weit_kernels.plan import choose
 from weit_kernels.shapes import KronShape
 
@@ -43,6 +45,26 @@ def test_flops_are_those_of_the_products_that_run(name: str, path: str, needs_gr
     expected = plan(M, (N, m, n), (p, q), torch.float32, "cpu", needs_grad=needs_grad, path=path)
     assert expected.flops == below.get_total_flops() == above.get_total_flops()
     assert expected.dense_flops == (6 if needs_grad else 2) * M * m * p * n * q
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 0), (8, 8, 0)])
+def test_flops_of_convolutions_are_those_of_the_products_that_run(
+    kernel: int, stride: int, padding: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products of ``S`` with the input have as many columns as it has pixels, those of templates as the output has."""
+    monkeypatch.setattr(panel, "SMALL_BYTES", 0)
+    N, m, n, p, q = 2, 4, 3, 5, 6
+    x, T, S = torch.randn(2, n * q, 16, 16), torch.randn(N, p, q, kernel, kernel), torch.randn(N, m, n)
+    args = ConvArgs((stride, stride), (padding, padding), (1, 1))
+    request = conv_request(x, T, S, m * p, *vars(args).values(), True, path, "torch")
+    with FlopCounterMode(display=False) as forward:
+        y = run_conv(PATH_MODULES[path], x, T, S, None, m * p, args)
+    with FlopCounterMode(display=False) as backward:
+        run_conv_backward(PATH_MODULES[path], y, x, T, S, [True] * 3, args)
+    assert cost(request, path, "forward").flops == forward.get_total_flops()
+    assert cost(request, path, "backward").flops == backward.get_total_flops()
+    assert choose(request).flops == forward.get_total_flops() + backward.get_total_flops()
 
 
 @pytest.mark.parametrize(("scalers", "path"), [((4, 32, 4), "templates_first"), ((4, 4, 32), "scalers_first")])
@@ -107,9 +129,9 @@ def test_zeros_that_fill_panels_are_counted(path: str, phase: str, expected: lis
 def test_dilated_windows_are_left_to_plain_torch_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     shape = KronShape(2, 8, 8, 64, 64, 512, 512, kernel=(3, 3))
-    request = Request(shape, 784, torch.float32, torch.device("cpu"), True, form=Form.of(shape.kernel))
+    request = Request(shape, 784, torch.float32, torch.device("cpu"), True)
     assert choose(request).backend == "cpp"
-    dilated = replace(request, dilated=True)
+    dilated = replace(request, conv=replace(ConvArgs.plain(2), dilation=(1, 2)))
     assert choose(dilated).backend == "torch"
     assert choose(replace(dilated, backend="cpp")).backend == "cpp"
 
@@ -168,6 +190,43 @@ def test_blocks_hold_what_narrow_templates_take(
             PATH_MODULES[path].linear_backward(dy, x, T, S, need)
         largest = max(abs(event.cpu_memory_usage) for event in profile.events())
         assert 0 < largest <= planned <= 1 << 16
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize("path", ["templates_first", "scalers_first"])
+def test_blocks_of_convolutions_are_images_and_large_ones_are_not_kept(
+    path: str, kernel: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image's intermediate is planned as the whole that it is, and goes with the call where it exceeds the bound."""
+    N, m, n, p, q = 2, 4, 3, 5, 6
+    x, T, S = torch.randn(3, n * q, 16, 16), torch.randn(N, p, q, kernel, kernel), torch.randn(N, m, n)
+    args = ConvArgs((stride, stride), (0, 0), (1, 1))
+    request = conv_request(x, T, S, m * p, *vars(args).values(), False, path, "torch")
+    pixels = args.output_size((16, 16), (kernel, kernel)).numel() if path == "templates_first" else 256
+    image = 4 * pixels * N * (n * p if path == "templates_first" else m * q)
+
+    def kept() -> int:
+        """In a thread of its own, where nothing is kept yet."""
+        run_conv_backward(
+            PATH_MODULES[path], run_conv(PATH_MODULES[path], x, T, S, None, m * p, args), x, T, S, [True] * 3, args
+        )
+        return sum(memory.nbytes for memory in blocks._KEPT.__dict__.values())
+
+    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 1)
+    assert cost(request, path, "forward").workspace >= image
+    for most in (image - 1, image):
+        monkeypatch.setattr(blocks, "WORKSPACE_BYTES", most)
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(kept).result() == (image if image <= most else 0)
+
+
+def test_the_panel_of_a_grouped_convolution_is_planned_as_the_whole_weight() -> None:
+    shape = KronShape(2, 16, 16, 64, 64, 1024, 1024, kernel=(3, 3))
+    request = Request(shape, 100, torch.float32, torch.device("cpu"), False)
+    whole = 4 * 9 * 1024 * 1024
+    assert cost(request, "panel", "forward").workspace <= 32 << 20 < whole
+    grouped = replace(request, conv=replace(ConvArgs.plain(2), groups=2))
+    assert whole < cost(grouped, "panel", "forward").workspace <= whole + (4 << 20)
 
 
 @pytest.mark.parametrize("most", [1, 700, 3_000, 10_000_000])

@@ -17,6 +17,7 @@ from torch import Tensor
 # bound is the workspace that a layer may take, 32 MiB, less what the sums over a block take.
 CPU_BLOCK_BYTES = 8 << 20
 GPU_BLOCK_BYTES = 24 << 20
+WORKSPACE_BYTES = 32 << 20  # of panels; and the most that one slot of workspace keeps on a CPU
 
 
 def block_bytes(device_type: str) -> int:
@@ -52,11 +53,12 @@ def workspace(slot: str, like: Tensor, *shape: int) -> Tensor:
     """Uninitialised memory for one block, on a CPU the same for every call and every layer of a thread.
 
     A fresh allocation of some MiB costs more in page faults than the copy it serves; on a GPU the allocator already
-    reuses memory in stream order. The result must not leave the operator, and each ``slot`` has one user at a time.
+    reuses memory in stream order. What a single large image takes is not kept. The result must not leave the operator, and
+    each ``slot`` has one user at a time.
     """
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
     size, key = prod(shape), (slot, like.dtype)
+    if like.device.type != "cpu" or size * like.element_size() > WORKSPACE_BYTES:
+        return like.new_empty(shape)
     kept: dict[Any, Tensor] = _KEPT.__dict__
     if key not in kept or kept[key].numel() < size:
         with torch.inference_mode(False):  # else only inference could write to it
@@ -122,3 +124,15 @@ class Cost:
     def flops(self) -> int:
         """Operations of all products."""
         return sum(product.flops for product in self.products)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Pixels of one image of a convolution's input and output, and whether channels are in groups; a token is a pixel."""
+
+    inputs: int = 1
+    outputs: int = 1
+    grouped: bool = False
+
+
+TOKENS = Maps()

@@ -25,6 +25,11 @@ class ConvArgs:
     groups: int = 1
     layout: str = "block"
 
+    @classmethod
+    def plain(cls, axes: int) -> ConvArgs:
+        """Steps of one along so many axes, without padding."""
+        return cls((1,) * axes, (0,) * axes, (1,) * axes)
+
     def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> torch.Size:
         """Spatial size of the result for an input of spatial ``size``."""
         axes = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)

@@ -19,7 +19,10 @@ from torch import Tensor
 
 from weit_kernels.paths import synth as plain
 from weit_kernels.paths.blocks import (
+    TOKENS,
+    WORKSPACE_BYTES,
     Cost,
+    Maps,
     Product,
     accumulator,
     rows_per_block,
@@ -30,22 +33,23 @@ from weit_kernels.shapes import KronShape
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
-WORKSPACE_BYTES = 32 << 20
 SMALL_BYTES = 256 << 10  # a weight is made whole, without the loop, which would take longer than the products
 CHANNELS_LAST = True  # maps of convolutions may be so
 CHUNK_BYTES = 2 << 20  # in cache on a CPU; on a GPU large enough to hide the launch
 
 
-def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> Cost:
+def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str, maps: Maps = TOKENS) -> Cost:
     """Products of one phase; ``M`` counts tokens, or output pixels of a convolution."""
     out, inn, block = s.m * s.p, s.n * s.q * s.taps, s.p * s.q * s.taps
-    i, a = _panel_size(s.m, s.p, inn * itemsize)
+    i, a = (s.m, s.p) if maps.grouped else _panel_size(s.m, s.p, inn * itemsize)
     count = -(-s.m // i) * -(-s.p // a)
     row = a * inn * itemsize
     held = (i + rows_per_block(i, row, CHUNK_BYTES)) * row
     synthesis = Product(1, s.m * s.n, s.N, block)
     if phase == "forward":
         return Cost([synthesis, Product(1, M, inn, out)], out * inn, count, held)
+    if s.kernel:
+        held += i * row  # the panel stays until the library has made its gradient
     grads = [Product(1, s.N, s.m * s.n, block), Product(1, s.m * s.n, block, s.N)]
     return Cost([synthesis, Product(1, M, out, inn), Product(1, out, M, inn), *grads], 2 * out * inn, count, held)
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from weit_kernels.paths.blocks import (
+    TOKENS,
     Cost,
+    Maps,
     Product,
     accumulator,
     add_product,
@@ -28,19 +30,26 @@ from weit_kernels.shapes import KronShape
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> Cost:
-    """Products of one phase; ``M`` counts tokens, or output pixels of a convolution."""
-    row = row_bytes(s.m * s.N * s.q, s.m * s.N * s.n, itemsize, device_type, gradient=phase == "backward")
-    step = rows_per_block(M, row, block_bytes(device_type))
-    u = Product(M, s.m * s.N, s.n, s.q)
+def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str, maps: Maps = TOKENS) -> Cost:
+    """Products of one phase; ``M`` counts tokens, or output pixels of a convolution, whose blocks are whole images.
+
+    ``S`` meets the pixels of a convolution's input, of which there may be more or fewer than of its output.
+    """
+    images, backward = M // maps.outputs, phase == "backward"
+    inputs, u_size, y_size = images * maps.inputs, s.m * s.N * s.q * maps.inputs, s.m * s.p * maps.outputs
+    row = row_bytes(u_size, s.m * s.N * s.n, itemsize, device_type, gradient=backward)
+    step = rows_per_block(images, row, block_bytes(device_type))
+    returned = u_size if backward else y_size  # by a convolution of the library, in memory of its own
+    own = returned * itemsize if s.kernel else 0
+    u = Product(inputs, s.m * s.N, s.n, s.q)
     y = Product(1, M * s.m, s.N * s.q * s.taps, s.p)
     P = Product(1, M * s.m, s.p, s.N * s.q * s.taps)
-    dx = Product(M, s.n, s.m * s.N, s.q)
+    dx = Product(inputs, s.n, s.m * s.N, s.q)
     dT = Product(1, s.N * s.q * s.taps, M * s.m, s.p)
-    dS = Product(M, s.m * s.N, s.q, s.n)
-    products = [u, y] if phase == "forward" else [u, dT, P, dx, dS]
-    copied = s.N * s.p * s.q * s.taps * (1 if phase == "forward" else 2)  # T as columns, dT back from them
-    return Cost(products, copied, blocks=-(-M // step), workspace=step * row)
+    dS = Product(inputs, s.m * s.N, s.q, s.n)
+    products = [u, dT, P, dx, dS] if backward else [u, y]
+    copied = s.N * s.p * s.q * s.taps * (2 if backward else 1)  # T as columns, dT back from them
+    return Cost(products, copied, blocks=-(-images // step), workspace=step * (row + own))
 
 
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
@@ -107,6 +116,7 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
         y[b] = convolve(u.view(-1, N * q, *spatial), filters, args).view(-1, m * p, *size)
         if bias is not None:
             y[b] += bias.view(-1, *[1] * len(size))
+        del u
     return y[:, :out].contiguous()
 
 
@@ -135,6 +145,7 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
                 torch.bmm(mix.mT.expand(x_b.shape[0], -1, -1), du, out=dx[b].view_as(x_b))
             if dmix is not None:
                 dmix += torch.bmm(du, x_b.mT).sum(0, dtype=dmix.dtype)
+        del u, du, df
     dx = None if dx is None else dx[:, :inn].contiguous()
     return dx, _template_grad(dfilters, T), _scaler_grad(dmix, S)
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from weit_kernels.paths.blocks import (
+    TOKENS,
     Cost,
+    Maps,
     Product,
     accumulator,
     add_product,
@@ -29,10 +31,13 @@ from weit_kernels.shapes import KronShape
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> Cost:
-    """Products of one phase; ``M`` counts tokens, or output pixels of a convolution."""
-    row = row_bytes(s.n * s.N * s.p, s.n * s.N * s.m, itemsize, device_type, gradient=phase == "backward")
-    step = rows_per_block(M, row, block_bytes(device_type))
+def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str, maps: Maps = TOKENS) -> Cost:
+    """Products of one phase; ``M`` counts tokens, or output pixels of a convolution, whose blocks are whole images."""
+    images, backward = M // maps.outputs, phase == "backward"
+    z_size, dx_size = s.n * s.N * s.p * maps.outputs, s.n * s.q * maps.inputs
+    row = row_bytes(z_size, s.n * s.N * s.m, itemsize, device_type, gradient=backward)
+    step = rows_per_block(images, row, block_bytes(device_type))
+    own = dx_size * itemsize if s.kernel and backward else 0  # what the library returns, in memory of its own
     z = Product(1, M * s.n, s.q * s.taps, s.N * s.p)
     y = Product(M, s.m, s.n * s.N, s.p)
     forward = [z, y]
@@ -40,8 +45,8 @@ def cost(s: KronShape, M: int, phase: str, itemsize: int, device_type: str) -> C
     dx = Product(1, M * s.n, s.N * s.p, s.q * s.taps)
     dT = Product(1, s.N * s.p, M * s.n, s.q * s.taps)
     dS = Product(M, s.m, s.p, s.n * s.N)
-    products = forward if phase == "forward" else [z, v, dx, dT, dS]
-    return Cost(products, blocks=-(-M // step), workspace=step * row)
+    products = [z, v, dx, dT, dS] if backward else forward
+    return Cost(products, blocks=-(-images // step), workspace=step * (row + own))
 
 
 def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Tensor:
@@ -102,6 +107,7 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
     for b in blocks(B, row, block_bytes(x.device.type)):
         z = convolve(x[b].view(-1, q, *x.shape[2:]), filters, args, keep=False)
         _mix_into(y[b], mix, z.view(-1, n * N, p * size.numel()), bias)
+        del z
     return y.view(B, m * p, *size)[:, :out].contiguous()
 
 
@@ -127,9 +133,11 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
                 dx[b].view_as(x_maps).copy_(dx_b)
             if dT is not None and dT_b is not None:
                 dT += dT_b
+            del v, dx_b, dT_b
         if dmix is not None:
             z = convolve(x_maps, filters, args, keep=False)
             dmix += torch.bmm(dy_b, z.view(-1, n * N, p * size.numel()).mT).sum(0, dtype=dmix.dtype)
+            del z
     return _cut(dx, inn), _template_grad(dT, T), _scaler_grad(dmix, S)
 
 
