@@ -150,7 +150,7 @@ def work(request: Request, path: str, phase: str, columns: int = 0) -> Cost:
     return of_templates
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)  # what was chosen is kept by choice.py; this serves questions about one shape
 def estimates(
     request: Request, plain: Rates | GpuRates, compiled: Rates | GpuRates, parts: int
 ) -> tuple[Candidate, ...]:

@@ -52,6 +52,13 @@ def test_rows_share_a_key_by_powers_of_two_and_nothing_else_is_shared() -> None:
     assert f"torch {torch.__version__} | triton " in request().key
 
 
+def test_estimates_of_many_sizes_are_not_kept() -> None:
+    estimates.cache_clear()
+    for rows in range(200):
+        assert choose(request(rows)).candidates
+    assert estimates.cache_info().currsize <= 64
+
+
 @pytest.mark.usefixtures("triton_runs")
 def test_auto_uses_triton_only_where_a_timing_names_it() -> None:
     before = choose(request())

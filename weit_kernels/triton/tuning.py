@@ -16,6 +16,7 @@ from weit_kernels.triton.tiles import GradTiles, Tiles
 AnyTiles = TypeVar("AnyTiles", Tiles, GradTiles)
 
 _CHOSEN: dict[object, object] = {}  # what this process decided; a dictionary look-up is all that a call pays
+_MOST_CHOSEN = 4096
 
 
 def tuned(
@@ -44,6 +45,8 @@ def tuned(
         candidates[spelled(guess)] = partial(run, guess)
         tune.contest(key, candidates, lambda: run(guess), tune.cuda_timer)
     entry = timings.cache().get(key)
+    if len(_CHOSEN) >= _MOST_CHOSEN:
+        _CHOSEN.clear()
     _CHOSEN[at] = chosen = guess if entry is None else parsed(entry.winner, guess)
     return chosen
 

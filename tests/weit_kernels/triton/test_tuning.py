@@ -90,3 +90,12 @@ def test_full_tuning_keeps_the_fastest(pretended_gpu: SimpleNamespace, monkeypat
     monkeypatch.setenv("WEIT_TUNE", "0")
     assert tuning.tuned("kernel", guess, pretended_gpu, (1, 2), run) == best
     assert not ran
+
+
+def test_what_was_chosen_does_not_grow_without_bound(pretended_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIT_TUNE", "0")
+    monkeypatch.setattr(tuning, "_MOST_CHOSEN", 4)
+    guess = forward_tiles(16, 256, 256, 16, 4, 2)
+    for size in range(20):
+        assert tuning.tuned("kernel", guess, pretended_gpu, (size,), lambda tiles: []) == guess
+        assert 0 < len(tuning._CHOSEN) <= 4
