@@ -14,7 +14,10 @@ from weit_kernels.shapes import KronShape
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-FIXED_PARTS = 8  # of sums over rows where the result must not depend on the number of threads: csrc/cpu/driver.cpp
+# Of csrc/cpu/driver.cpp: parts of sums over rows where the result must not depend on the number of threads; bytes that
+# the sums of all parts may take where they are more than a few.
+FIXED_PARTS = 8
+MOST_SUMS, FEW_PARTS = 128 << 20, 4
 
 
 def _unfit(built: str, here: str) -> str:
@@ -57,18 +60,24 @@ def multiplies_pairs() -> bool:
     return not _reason and _C.amd and "avx512_bf16" in _C.instruction_sets()
 
 
-def workspace_bytes(s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool, parts: int) -> int:
+def workspace_bytes(
+    s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool, parts: int, least: int = 1
+) -> int:
     """About what a call takes beside its results: templates in panels, sums over rows in ``parts``, one core's block.
 
-    Other cores have a block each as well; like the rest it stays with its thread for later calls.
+    A block reads ``least`` rows, or pixels, even where they exceed a core's cache. Other cores have a block each as well;
+    like the rest it stays with its thread for later calls.
     """
     itemsize, passes = max(4, dtype.itemsize), 2 if backward else 1
     whole, others = (s.n * s.q, s.m + s.N * s.n) if path == "templates_first" else (s.m * s.p, s.n + s.N * s.m)
-    row = itemsize * (whole + others * panel_width(dtype)) * passes
+    row = itemsize * (whole + others * panel_width(dtype))
     factors = itemsize * s.N * s.p * s.q * s.taps
-    sums = min(parts, rows) * (factors + itemsize * s.N * s.m * s.n) if backward else 0
+    sums = factors + itemsize * s.N * s.m * s.n if backward else 0
+    if backward:
+        parts = min(parts, max(FEW_PARTS, MOST_SUMS // sums))
     by_tap = passes * factors if s.taps > 1 else 0
-    return passes * factors + by_tap + sums + min(_C.block_bytes(), row * -(-rows // parts))
+    block = max(row * least, min(_C.block_bytes(), passes * row * -(-rows // parts)))
+    return passes * factors + by_tap + min(parts, rows) * sums + block
 
 
 def _path(scalers_first: bool) -> SimpleNamespace:

@@ -196,13 +196,23 @@ def _reached(path: str, backend: str, phase: str) -> float:
 def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str, parts: int) -> int:
     """Bytes beside the results: what the path says, or of fused kernels what they keep and sum in."""
     if backend == "cpp":
-        return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, phase == "backward", parts)
+        backward, least = phase == "backward", _least_pixels(request)
+        return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, backward, parts, least)
     if not _reached(path, backend, phase):
         return cost.workspace
     if phase == "forward":
         return 0
     # The CUDA kernels' backward pass takes panels where those are faster.
     return WORKSPACE_BYTES if backend == "cuda" else GPU_BLOCK_BYTES
+
+
+def _least_pixels(request: Request) -> int:
+    """Pixels that the smallest block of the compiled kernels reads: with a window a line and what is around it."""
+    if request.pointwise or not request.size:
+        return 1
+    taps = zip(request.shape.kernel, request.dilation, strict=True)
+    above, beside = ((count - 1) * step for count, step in taps)
+    return (1 + above) * (max(request.size[-1], request.out_size[-1]) + beside)
 
 
 def _compulsory(request: Request) -> int:

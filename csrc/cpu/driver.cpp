@@ -15,6 +15,9 @@ namespace {
 constexpr int64_t kLeastWork = 400'000;
 // Parts of a sum over tokens when the result must not depend on the number of threads.
 constexpr int64_t kFixedParts = 8;
+// Bytes that the sums of all parts may take where these are more than a few; some of many cores then wait. Gradients of
+// 2 MiB keep 64 busy.
+constexpr int64_t kMostSums = 128 << 20, kFewParts = 4;
 
 // Memory that grows to the largest call of its thread and stays: a fresh allocation of some MiB costs page faults. It is
 // torch's, so that its profiler counts it and its error says what was asked for.
@@ -151,6 +154,9 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
   int64_t parts = std::min(threads, units);
   if (by_columns) parts = std::min(threads, panels);
   if (sums_up && deterministic) parts = std::min(kFixedParts, units);
+  const int64_t dT_size = job.dT ? a_panels * count * job.q * kernels.width * kernels.sum_size : 0;
+  const int64_t dS_size = job.dS ? job.m * job.N * job.n * kernels.sum_size : 0;
+  if (sums_up) parts = std::min(parts, std::max(kFewParts, kMostSums / (dT_size + dS_size)));
   const int64_t longest = by_columns ? units : ceil_div(units, parts);
   const int64_t whole = job.windowed ? std::min(longest, job.near.height) : longest;
   job.block = ceil_div(whole, ceil_div(whole, most)) * unit;
@@ -172,8 +178,6 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     if (reads_Z || job.dx) parallel(count * a_panels, [&](int64_t i) { kernels.pack_T(job, i % count, i / count); });
   }
 
-  const int64_t dT_size = job.dT ? a_panels * count * job.q * kernels.width * kernels.sum_size : 0;
-  const int64_t dS_size = job.dS ? job.m * job.N * job.n * kernels.sum_size : 0;
   char *dT_sums = static_cast<char *>(sums.get(parts * (dT_size + dS_size)));
   char *dS_sums = dT_sums + parts * dT_size;
   parallel(parts, [&](int64_t i) {

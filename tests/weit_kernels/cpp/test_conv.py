@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.memory.measure import _in_fresh_thread
 from tests.weit_kernels.cases import DTYPES, LAYOUTS, assert_as_good_as_dense, needs_extension, relative_error
 from weit_kernels import cpp, kron_conv1d, kron_conv2d, kron_conv3d, reference
+from weit_kernels.choice import conv_request
 from weit_kernels.paths.convolution import ConvArgs
+from weit_kernels.plan import choose
 
 pytestmark = needs_extension
 
@@ -221,3 +224,24 @@ def test_the_operator_itself_refuses_what_would_be_read_out_of_bounds(change, er
     case = CASES[1]
     with pytest.raises(error, match=message):
         torch.ops.weit_cpp.conv.default(*change(*case.operands(torch.float32)), case.out, (0, 0), (1, 1), False)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("size", "kernel"), [((3, 1000), (3, 3)), ((12, 12), (3, 3)), ((3, 1000), (1, 1))])
+def test_the_plan_says_what_a_block_of_a_window_takes(
+    size: tuple[int, int], kernel: tuple[int, int], path: str
+) -> None:
+    """At least a line of an image with what is around it, however long the line."""
+    x, T, S, _ = Conv("wide", (1, *size), (2, 4, 8, 32, 32), kernel).operands(torch.float32)
+    args = ConvArgs((1, 1), (kernel[0] // 2, kernel[1] // 2), (1, 1))
+    for train in (False, True):
+        made: list[Tensor] = []
+        request = conv_request(x, T, S, 128, *vars(args).values(), train, path, "cpp")
+        peak = (
+            _in_fresh_thread(lambda made=made: made.append(cpp.PATHS[path].conv(x, T, S, None, 128, args)))
+            - made[0].nbytes
+        )
+        if train:
+            back = _in_fresh_thread(lambda dy=made[0]: cpp.PATHS[path].conv_backward(dy, x, T, S, [True] * 3, args))
+            peak = max(peak, back - x.nbytes - T.nbytes - S.nbytes)
+        assert 0.4 * choose(request).workspace_bytes < peak < 1.25 * choose(request).workspace_bytes

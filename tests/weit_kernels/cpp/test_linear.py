@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.memory.measure import _in_fresh_thread
 from tests.weit_kernels.cases import (
     CASES,
     DTYPES,
@@ -15,6 +16,7 @@ from tests.weit_kernels.cases import (
     relative_error,
 )
 from weit_kernels import cpp, kron_conv2d, kron_linear
+from weit_kernels.shapes import KronShape
 
 pytestmark = needs_extension
 
@@ -77,6 +79,25 @@ def test_threads_change_rounding_only_and_nothing_when_determinism_is_asked_for(
                 assert relative_error(a, b) < 1e-5
                 if deterministic:
                     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("count", "size", "N"), [(2, 256, 4), (40, 384, 8), (5, 1200, 6)])
+@pytest.mark.usefixtures("threads")
+def test_sums_of_many_threads_take_bounded_memory(
+    count: int, size: int, N: int, path: str, deterministic: bool
+) -> None:
+    """They would take 2 MiB, 189 MB, and 173 MB in five parts, of which four may stay; the planner says what they do."""
+    shape = KronShape(N, 1, 1, size, size, size, size)
+    x, dy, T, S = torch.randn(64, size), torch.randn(64, size), torch.randn(N, size, size), torch.randn(N, 1, 1)
+    torch.set_num_threads(count)
+    torch.use_deterministic_algorithms(deterministic)
+    peak = _in_fresh_thread(lambda: cpp.PATHS[path].linear_backward(dy, x, T, S, [True] * 3))
+    parts = cpp.FIXED_PARTS if deterministic else count
+    said = cpp.workspace_bytes(shape, path, 64, torch.float32, True, parts)
+    assert 0.7 * said < peak - x.nbytes - T.nbytes - S.nbytes < 1.02 * said
+    assert said - 2 * T.nbytes < max(cpp.MOST_SUMS, cpp.FEW_PARTS * (T.nbytes + S.nbytes)) + (2 << 20)
 
 
 @pytest.mark.parametrize("path", PATHS)
