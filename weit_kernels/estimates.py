@@ -208,11 +208,11 @@ def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str
 
 def _least_pixels(request: Request) -> int:
     """Pixels that the smallest block of the compiled kernels reads: with a window a line and what is around it."""
-    if request.pointwise or not request.size:
+    conv, size, kernel = request.conv, request.size, request.shape.kernel
+    if conv is None or not size or conv.pointwise(kernel):
         return 1
-    taps = zip(request.shape.kernel, request.dilation, strict=True)
-    above, beside = ((count - 1) * step for count, step in taps)
-    return (1 + above) * (max(request.size[-1], request.out_size[-1]) + beside)
+    above, beside = ((count - 1) * step for count, step in zip(kernel, conv.dilation, strict=True))
+    return (1 + above) * (max(size[-1], conv.output_size(size, kernel)[-1]) + beside)
 
 
 def _compulsory(request: Request) -> int:
@@ -232,7 +232,5 @@ def _unproven(backend: str, request: Request) -> str:
         return "Triton's interpreter is for tests: ask for backend='triton'"
     # Each block reads the lines between the taps too, which no prediction counts.
     if request.conv and set(request.conv.dilation) != {1}:
-        1
-    }:  # each block reads the lines between the taps too, which no prediction counts
         return "not timed on dilated windows; ask for backend='cpp'"
     return compiled_unproven(request.dtype, bool(request.shape.kernel))
