@@ -1,8 +1,12 @@
-"""Memory that was freed stays with the process, so that no measurement pays for fresh pages of the operating system."""
+"""What the system's pages would otherwise decide: memory that was freed stays, and large tensors lie on large pages."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
+
+import torch
 
 # Names of malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -30,3 +34,26 @@ def keep_freed_memory() -> bool:
     on_heap = bool(large) and large < (sbrk(0) or 0)
     free(large)
     return on_heap
+
+
+def use_large_pages() -> bool:
+    """Have torch ask Linux for pages of 2 MiB for what is as large; False where there are none, and nothing changed.
+
+    On which small pages a tensor lies, and so which of its parts share lines of a cache, differs in each process: the same
+    convolution was 2.9 times as fast as the dense one in one, 3.3 times in the next. To be called before torch's first
+    tensor, at which it reads the variable.
+    """
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
+    before = _on_large_pages()
+    probe = torch.empty(_LARGE, dtype=torch.uint8).fill_(1)
+    found = _on_large_pages() - before
+    return 2 * found > len(probe)
+
+
+def _on_large_pages() -> int:
+    """Bytes of this process on large pages; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.allocator import keep_freed_memory
+from benchmarks.allocator import keep_freed_memory, use_large_pages
 from benchmarks.options import DEADLINES, OPTIONS, SHARES, Options, add_options, read_options
 from benchmarks.record import RECORD, Noted, Record
 from benchmarks.suite import select
@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "duels(kind, contenders, cpu_shapes): one test a shape, phase and contender")
     config.stash[OPTIONS], config.stash[RECORD] = read_options(config), Record()
-    config.stash[RECORD].keeps_memory = keep_freed_memory()
+    config.stash[RECORD].keeps_memory, config.stash[RECORD].large_pages = keep_freed_memory(), use_large_pages()
     torch.manual_seed(0)
 
 

@@ -23,7 +23,7 @@ Step = Callable[[], object]
 MOST_ROUNDS = 50
 # Times as many rounds and as long, at most, for what the package chooses: bursts of others last half a second.
 DECIDES = 4
-FEWEST_ROUNDS, LONG = 3, 0.4  # of steps longer than so many seconds; they need no warm-up either
+FEWEST_ROUNDS, LONG = 3, 0.4  # of steps longer than so many seconds
 SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
 
 
@@ -71,36 +71,39 @@ def interleave(
     """Time ``ours`` with pytest-benchmark and ``theirs`` before each of its rounds, ``times`` as long as usual.
 
     Returns:
-        Medians and interquartile ranges of both in seconds, and the median of the rounds' ratios: neighbours in time meet
-        the same machine, so that slow drifts and bursts of others cancel. On a CPU also ``gflops``, what a matrix product
-        came to before or after, whichever is less: on a slow machine both layers suffer, not equally.
+        Medians of both in seconds, and the median of the rounds' ratios: neighbours in time meet the same machine, so that
+        slow drifts cancel. On a CPU only rounds of quiet moments count (``pace``), how many is in ``quiet``, and ``gflops``
+        is the pace meanwhile: beside others both layers suffer, not equally. The interquartile ranges are of all rounds.
     """
-    before = pace.wait(0 if options.quick else pace.PATIENCE) if options.cpu else 0.0
+    slices = pace.Slices(0 if options.quick else times * pace.PATIENCE) if options.cpu else None
     theirs_seconds: list[float] = []
     once = _seconds(theirs) + _seconds(ours)
+    if once <= LONG:  # the first calls pay for what later ones keep
+        once = _seconds(theirs) + _seconds(ours)
     short = once < SHORT
 
     def a_round_of_theirs() -> None:
+        if slices is not None:
+            slices.begin_round()
         if short:
             theirs()  # brings its operands back into cache
         theirs_seconds.append(_seconds(theirs))
         if short:
             ours()
 
-    least, warmup = (FEWEST_ROUNDS, 0) if once > LONG else (options.least_rounds, 1)
+    least = FEWEST_ROUNDS if once > LONG else options.least_rounds
     rounds = min(times * MOST_ROUNDS, max(least + times - 1, int(times * options.seconds / once / (2 if short else 1))))
-    benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds, warmup_rounds=warmup)
-    del theirs_seconds[:warmup]
-    stats, dense = benchmark.stats.stats, statistics.median(theirs_seconds)
+    benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds)
+    ours_seconds = benchmark.stats.stats.data
     low, _, high = statistics.quantiles(theirs_seconds, n=4)
-    return {
-        "seconds": stats.median,
-        "iqr": stats.iqr,
-        "dense_seconds": dense,
-        "dense_iqr": high - low,
-        "ratio": statistics.median(d / o for d, o in zip(theirs_seconds, stats.data, strict=True)),
-        **({"gflops": min(before, pace.gflops())} if options.cpu else {}),
-    }
+    found = {"iqr": benchmark.stats.stats.iqr, "dense_iqr": high - low}
+    counted = range(rounds)
+    if slices is not None:
+        counted, found["gflops"] = slices.quiet(FEWEST_ROUNDS)
+        found["quiet"] = len(counted)
+    pairs = [(theirs_seconds[i], ours_seconds[i]) for i in counted]
+    dense, seconds = map(statistics.median, zip(*pairs, strict=True))
+    return {**found, "seconds": seconds, "dense_seconds": dense, "ratio": statistics.median(d / o for d, o in pairs)}
 
 
 def synchronised(step: Step, device: str) -> Step:

@@ -1,35 +1,38 @@
-"""How fast the machine is just now: virtual cores may be halves of one core, or be lent to others meanwhile."""
+"""Quiet moments of a machine that lends its cores, caches and memory to others as well, for seconds at a time."""
 
 from __future__ import annotations
 
-import statistics
+import heapq
 import time
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-SLOW = 0.85  # of the fastest seen; below it a measurement waits
-PATIENCE = 6.0  # seconds that one contender on one shape waits
-SHARE = 0.15  # of the time since the first wait that all waits together may take
-_LOOK = 2.0  # seconds of the first wait, which has nothing to compare with
-_SIZE, _ROUNDS = 384, 15
-_fastest = 0.0
+QUIET = 0.92  # of the fastest pace; what is measured at a slower one counts only if there is nothing better
+PATIENCE = 3.0  # seconds that one contender on one shape waits for quiet
+SHARE = 0.25  # of the time since the first look that all waits together may take
+SLICE = 0.3  # seconds between two looks
+_FIRST = 2.0  # seconds of the first wait, which has nothing to compare with
+# A layer of DeiT-B: operands and result are 26 MB, more than cores have for themselves. Products that fit there do not
+# feel what others do to the cache that all share and to memory, from which dense layers are fed.
+_ROWS, _OUT, _IN = 1576, 2304, 768
+_seen: list[float] = []
 _waited = 0.0
 _begun: float | None = None
 
 
 def gflops() -> float:
     """10⁹ operations a second that a matrix product in float32 on the CPU comes to, with all threads."""
-    global _fastest
-    a, b = _operands()
-    timed = []
-    for _ in range(_ROUNDS + 1):
+    x, W = _operands()
+    found = 0.0
+    for _ in range(2):  # a hiccup is not the pace
         start = time.perf_counter()
-        torch.mm(a, b)
-        timed.append(time.perf_counter() - start)
-    found = 2e-9 * _SIZE**3 / statistics.median(timed[1:])
-    _fastest = max(_fastest, found)
+        torch.mm(x, W.t())
+        found = max(found, 2e-9 * _ROWS * _OUT * _IN / (time.perf_counter() - start))
+        if _is_quiet(found):
+            break
+    _seen.append(found)
     return found
 
 
@@ -45,16 +48,61 @@ def wait(patience: float = PATIENCE) -> float:
     start = time.monotonic()
     if _begun is None:
         _begun = start
-        while time.monotonic() < start + min(_LOOK, patience):
+        while time.monotonic() < start + min(_FIRST, patience):
             gflops()
-    else:
-        patience = min(patience, SHARE * (start - _begun) - _waited)
-    while (found := gflops()) < SLOW * _fastest and time.monotonic() < start + patience:
-        time.sleep(min(0.25, patience))
+    patience = min(patience, max(0.0, SHARE * (start - _begun) - _waited))
+    while not _is_quiet(found := gflops()) and time.monotonic() < start + patience:
+        time.sleep(min(0.1, patience))
     _waited += time.monotonic() - start
     return found
 
 
+class Slices:
+    """The rounds of one measurement, in slices between two looks at the pace of the machine.
+
+    Args:
+        patience: seconds in all that slices may wait for a quiet moment to begin in.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._ends = patience, 0.0
+        self._paces: list[float] = []  # of each slice, the slower one of its two looks
+        self._of_rounds: list[int] = []
+
+    def begin_round(self) -> None:
+        """Note that a round begins; where a slice is over, look, and wait for the next one."""
+        if time.monotonic() >= self._ends:
+            found, start = self._close(), time.monotonic()
+            self._paces.append(found if _is_quiet(found) else wait(self._patience))
+            now = time.monotonic()
+            self._patience, self._ends = max(0.0, self._patience - (now - start)), now + SLICE
+        self._of_rounds.append(len(self._paces) - 1)
+
+    def quiet(self, least: int) -> tuple[list[int], float]:
+        """The rounds of quiet slices, or of the quietest that hold ``least`` rounds; and the slowest pace among them."""
+        self._close()
+        kept: set[int] = set()
+        for pace in sorted(set(self._paces), reverse=True):
+            if not _is_quiet(pace) and len(kept) >= least:
+                break
+            kept |= {i for i, which in enumerate(self._of_rounds) if self._paces[which] == pace}
+            slowest = pace
+        return sorted(kept), slowest
+
+    def _close(self) -> float:
+        """Look at the pace at the end of the slice under way; 0 if there is none."""
+        if not self._paces:
+            return 0.0
+        found = gflops()
+        self._paces[-1] = min(self._paces[-1], found)
+        return found
+
+
+def _is_quiet(found: float) -> bool:
+    """Whether the machine is nearly as fast as in its third best moment so far: one look may be lucky."""
+    return bool(_seen) and found >= QUIET * heapq.nlargest(3, _seen)[-1]
+
+
 @lru_cache(maxsize=1)
 def _operands() -> tuple[Tensor, Tensor]:
-    return torch.ones(_SIZE, _SIZE), torch.ones(_SIZE, _SIZE)
+    return torch.ones(_ROWS, _IN), torch.ones(_OUT, _IN)

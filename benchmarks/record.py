@@ -22,6 +22,7 @@ class Record:
         memory: measured and predicted bytes.
         budgets: what fits into a given memory.
         keeps_memory: memory that was freed stayed with the process.
+        large_pages: large tensors lay on large pages.
     """
 
     not_run: list[dict[str, str]] = field(default_factory=list)
@@ -29,6 +30,7 @@ class Record:
     memory: list[dict[str, Any]] = field(default_factory=list)
     budgets: list[dict[str, Any]] = field(default_factory=list)
     keeps_memory: bool = False
+    large_pages: bool = False
 
     def skip(self, who: dict[str, str], reason: str) -> None:
         """Note why something does not run, and leave the test."""

@@ -50,6 +50,8 @@ class Results:
             **info["weit"],
             "threads": f"{info['threads']}",
             **({"freed memory": "kept"} if self.data["weit"].get("keeps_memory") else {}),
+            **({"large tensors": "on large pages"} if self.data["weit"].get("large_pages") else {}),
+            **({"rounds": "of quiet moments"} if any("quiet" in row for row in self.rows) else {}),
             "device": self.data["weit"]["device"],
             "dtype": self.data["weit"]["dtype"],
             "commit": f"{str(commit.get('id'))[:12]}{dirty}",

@@ -82,8 +82,8 @@ def ours(rows: Sequence[Row]) -> Table:
         "this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed the limit. "
         "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
         "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`; `GFLOP/s` is what "
-        "the machine gave to a dense matrix product next to the timing of `auto`: where it is low, others used its cores, "
-        "from which both layers suffer, not equally.",
+        "the machine gave to a dense matrix product next to the timing of `auto`: where it is low, others used its cores "
+        "or caches, from which both layers suffer, not equally.",
         ("shape", "phase", "rows", "dense", "auto", "ratio", "limit", "share", "plan", "best path", MATERIALISED,
          "compiled", "GFLOP/s"),
         lines,

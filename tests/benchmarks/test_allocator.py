@@ -1,4 +1,4 @@
-"""What ``keep_freed_memory`` promises, in a process of its own, since it cannot be taken back."""
+"""What the two promise, each in a process of its own, since neither can be taken back."""
 
 import subprocess
 import sys
@@ -35,3 +35,19 @@ def test_large_tensors_are_not_mapped_anew() -> None:
     if int(alone) < 1000:
         pytest.skip("this system counts no page faults, or maps large pages")
     assert int(then) < int(alone) / 2
+
+
+PAGES = """
+import torch
+from benchmarks.allocator import _on_large_pages, use_large_pages
+
+promised, before = use_large_pages(), _on_large_pages()
+kept = torch.empty(2**27, dtype=torch.uint8).fill_(1)
+print(promised, _on_large_pages() - before)
+"""
+
+
+def test_large_tensors_lie_on_large_pages() -> None:
+    found = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True, cwd=ROOT)
+    promised, more = found.stdout.split()
+    assert (promised == "True") == (int(more) > 2**26)

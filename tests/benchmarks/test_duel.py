@@ -1,7 +1,9 @@
 """Who is not timed is on record, with the reason; options mean what they say."""
 
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +30,8 @@ SUITE = SuiteShape("tiny", "train", KronShape(2, 3, 3, 4, 4, 12, 12), 5)
 def stub() -> Any:
     """A stand-in for pytest-benchmark's fixture that calls as it does and counts rounds."""
 
-    def pedantic(step, setup, rounds, warmup_rounds) -> None:
-        for _ in range(rounds + warmup_rounds):
+    def pedantic(step, setup, rounds) -> None:
+        for _ in range(rounds):
             setup()
             assert step() is None  # outputs that stay alive would change what the next round finds in cache
         bench.rounds = rounds
@@ -57,6 +59,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
     assert 0 <= info["error"] < 1e-5
     assert info["dense_iqr"] >= 0
     assert info["gflops"] > 0
+    assert 3 <= info["quiet"] <= bench.rounds
     assert info["plan"].endswith(("torch", "cpp"))
     assert not record.failed
     assert not record.not_run
@@ -156,51 +159,73 @@ def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
         read_options(given(**wrong))
 
 
-def test_a_slow_machine_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = iter([60.0, 70.0, 95.0, 40.0])
-    monkeypatch.setattr(pace, "_fastest", 100.0)
-    monkeypatch.setattr(pace, "_begun", pace.time.monotonic() - 1000)
-    monkeypatch.setattr(pace, "_waited", 0.0)
-    monkeypatch.setattr(pace, "gflops", lambda: next(given))
-    monkeypatch.setattr(pace.time, "sleep", lambda _: None)
+class Machine:
+    """A clock, and a pace for each look at it, which takes a tenth of a second."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, paces: Iterable[float], seen: Sequence[float] = (100.0,) * 3
+    ) -> None:
+        self.now, self.paces = 1000.0, iter(paces)
+        monkeypatch.setattr(pace, "_seen", list(seen))
+        monkeypatch.setattr(pace, "_begun", 0.0)
+        monkeypatch.setattr(pace, "_waited", 0.0)
+        monkeypatch.setattr(pace, "gflops", self.gflops)
+        monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+
+    def gflops(self) -> float:
+        self.sleep(0.1)
+        pace._seen.append(next(self.paces))
+        return pace._seen[-1]
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_quiet_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, [60.0, 70.0, 95.0, 40.0])
     assert pace.wait(60) == 95.0
     assert pace.wait(0) == 40.0
+    assert next(machine.paces, None) is None
 
 
 def test_waits_take_a_share_of_the_time_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr(pace, "_fastest", 100.0)
-    monkeypatch.setattr(pace, "_begun", 0.0)
-    monkeypatch.setattr(pace, "_waited", 0.0)
-    monkeypatch.setattr(pace, "gflops", lambda: 50.0)
-
-    def sleep(seconds: float) -> None:
-        clock[0] += seconds
-
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    machine = Machine(monkeypatch, repeat(50.0))
     for _ in range(100):
         pace.wait(60)
     share = pace.SHARE * 1000 / (1 - pace.SHARE)
-    assert share - 1 < clock[0] - 1000 < share + 1
+    looks = 100 * 0.2  # the least that a wait takes
+    assert share - 1 < machine.now - 1000 < share + looks + 1
 
 
 def test_the_first_wait_looks_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, given = iter(range(100)), iter([60.0, 100.0, 100.0, 95.0])
-    monkeypatch.setattr(pace, "_fastest", 0.0)
+    Machine(monkeypatch, chain([60.0], repeat(100.0)), seen=())
     monkeypatch.setattr(pace, "_begun", None)
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
-
-    def gflops() -> float:
-        found = next(given)
-        pace._fastest = max(pace._fastest, found)
-        return found
-
-    monkeypatch.setattr(pace, "gflops", gflops)
     assert pace.wait(60) == 100.0
-    assert pace._fastest == 100.0
+    assert len(pace._seen) > 10
 
 
-def test_the_fastest_pace_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_fastest", 0.0)
-    found = [pace.gflops() for _ in range(3)]
-    assert pace._fastest == max(found) > 0
+def test_rounds_beside_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    #                             the first two slices are quiet, the third ends loud, the fourth begins after a wait
+    machine = Machine(monkeypatch, [100.0, 99.0, 100.0, 60.0, 50.0, 98.0, 97.0])
+    slices = pace.Slices(10)
+    for _ in range(8):
+        slices.begin_round()
+        machine.sleep(0.2)
+    kept, slowest = slices.quiet(least=3)
+    assert kept == [0, 1, 2, 3, 6, 7]
+    assert slowest == 97.0
+
+
+def test_where_it_is_never_quiet_the_quietest_rounds_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, [50.0, 60.0, 80.0, 80.0, 80.0, 70.0, 70.0, 70.0])
+    slices = pace.Slices(0)
+    for _ in range(6):
+        slices.begin_round()
+        machine.sleep(0.2)
+    assert slices.quiet(least=2) == ([2, 3], 80.0)
+    assert slices.quiet(least=3) == ([2, 3, 4, 5], 70.0)
+
+
+def test_a_lucky_look_does_not_set_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, [100.0], seen=[300.0, 200.0, 100.0, 90.0])
+    assert pace.wait(60) == 100.0

@@ -51,6 +51,7 @@ def made_up() -> dict[str, Any]:
             "dtype": "float32",
             "quick": False,
             "keeps_memory": True,
+            "large_pages": True,
             "not_run": [{**who, "contender": name, "reason": "peft is not installed"} for name in ("peft", "lokr")],
             "failed": [{**who, "contender": "fastkron", "reason": "WrongResult: relative error 1.0e-01 in x"}],
             "memory": [memory],
@@ -73,7 +74,8 @@ def test_the_document_holds_every_table(file: Path, tmp_path: Path) -> None:
     text = out.read_text()
     for line in (
         "## made-up",
-        "processor made up, cores 2, threads 2, freed memory kept, device cpu, dtype float32, commit 0123456789ab with "
+        "processor made up, cores 2, threads 2, freed memory kept, large tensors on large pages, "
+        "device cpu, dtype float32, commit 0123456789ab with "
         "local changes",
         "| llm_4096 | train | 256 | 10.000 ± 0.010 | 3.077 ± 0.010 | 3.25 | 3.70 | 0.88 | templates_first_torch "
         "| scalers_first_torch 3.50 | 0.90 |  | 160 |",
