@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
 
 
 def use_large_pages() -> bool:
-    """Have torch ask Linux for pages of 2 MiB for what is as large; False where there are none, and nothing changed.
+    """Have torch ask Linux for pages of 2 MiB for what is as large; False where there are none.
 
     On which small pages a tensor lies, and so which of its parts share lines of a cache, differs in each process: the same
     convolution was 2.9 times as fast as the dense one in one, 3.3 times in the next. To be called before torch's first
@@ -46,8 +46,10 @@ def use_large_pages() -> bool:
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
     before = _on_large_pages()
     probe = torch.empty(_LARGE, dtype=torch.uint8).fill_(1)
-    found = _on_large_pages() - before
-    return 2 * found > len(probe)
+    if 2 * (_on_large_pages() - before) > len(probe):
+        return True
+    del os.environ["THP_MEM_ALLOC_ENABLE"]
+    return False
 
 
 def _on_large_pages() -> int:

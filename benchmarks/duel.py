@@ -72,8 +72,9 @@ def interleave(
 
     Returns:
         Medians of both in seconds, and the median of the rounds' ratios: neighbours in time meet the same machine, so that
-        slow drifts cancel. On a CPU only rounds of quiet moments count (``pace``), how many is in ``quiet``, and ``gflops``
-        is the pace meanwhile: beside others both layers suffer, not equally. The interquartile ranges are of all rounds.
+        slow drifts cancel. On a CPU rounds of quiet moments alone count (``pace``), or the quietest if there are too few;
+        ``counted`` says how many, ``gflops`` at what pace: beside others both layers suffer, not equally. The interquartile
+        ranges are of all rounds.
     """
     slices = pace.Slices(0 if options.quick else times * pace.PATIENCE) if options.cpu else None
     theirs_seconds: list[float] = []
@@ -99,8 +100,8 @@ def interleave(
     found = {"iqr": benchmark.stats.stats.iqr, "dense_iqr": high - low}
     counted = range(rounds)
     if slices is not None:
-        counted, found["gflops"] = slices.quiet(FEWEST_ROUNDS)
-        found["quiet"] = len(counted)
+        counted, found["gflops"] = slices.quiet(least)
+        found["counted"] = len(counted)
     pairs = [(theirs_seconds[i], ours_seconds[i]) for i in counted]
     dense, seconds = map(statistics.median, zip(*pairs, strict=True))
     return {**found, "seconds": seconds, "dense_seconds": dense, "ratio": statistics.median(d / o for d, o in pairs)}

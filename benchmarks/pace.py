@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-QUIET = 0.92  # of the fastest pace; what is measured at a slower one counts only if there is nothing better
+QUIET = (
+    0.92  # of the third best pace so far, since one look may be lucky; slower rounds count only if there are no others
+)
 PATIENCE = 3.0  # seconds that one contender on one shape waits for quiet
-SHARE = 0.25  # of the time since the first look that all waits together may take
-SLICE = 0.3  # seconds between two looks
+SHARE = 0.25  # of the time since the first look that looking and waiting may take before waits end
+SLICE = 0.3  # seconds between two looks, or four times what one takes
 _FIRST = 2.0  # seconds of the first wait, which has nothing to compare with
 # A layer of DeiT-B: operands and result are 26 MB, more than cores have for themselves. Products that fit there do not
 # feel what others do to the cache that all share and to memory, from which dense layers are fed.
@@ -37,7 +40,7 @@ def gflops() -> float:
 
 
 def wait(patience: float = PATIENCE) -> float:
-    """Wait until the machine is nearly as fast as it was at its fastest in this process, or ``patience`` seconds.
+    """Wait until the machine is nearly as fast as it was at its best in this process, or ``patience`` seconds.
 
     Less where earlier waits took much of the time: on a machine that is never again as fast, the suites would not end.
 
@@ -72,14 +75,18 @@ class Slices:
     def begin_round(self) -> None:
         """Note that a round begins; where a slice is over, look, and wait for the next one."""
         if time.monotonic() >= self._ends:
-            found, start = self._close(), time.monotonic()
-            self._paces.append(found if _is_quiet(found) else wait(self._patience))
+            start = time.monotonic()
+            found = self._close()
+            look = time.monotonic() - start
+            if not _is_quiet(found) and (self._patience or not found):
+                found = wait(self._patience)
+            self._paces.append(found)
             now = time.monotonic()
-            self._patience, self._ends = max(0.0, self._patience - (now - start)), now + SLICE
+            self._patience, self._ends = max(0.0, self._patience - (now - start)), now + max(SLICE, 4 * look)
         self._of_rounds.append(len(self._paces) - 1)
 
     def quiet(self, least: int) -> tuple[list[int], float]:
-        """The rounds of quiet slices, or of the quietest that hold ``least`` rounds; and the slowest pace among them."""
+        """The rounds of quiet slices, or, to be ``least``, of the quietest there are; and the slowest pace among them."""
         self._close()
         kept: set[int] = set()
         for pace in sorted(set(self._paces), reverse=True):
@@ -93,14 +100,21 @@ class Slices:
         """Look at the pace at the end of the slice under way; 0 if there is none."""
         if not self._paces:
             return 0.0
+        global _waited
+        start = time.monotonic()
         found = gflops()
+        _waited += time.monotonic() - start
         self._paces[-1] = min(self._paces[-1], found)
         return found
 
 
+def is_quiet(found: float, seen: Sequence[float]) -> bool:
+    """Whether a pace is nearly the third best of those ``seen``."""
+    return bool(seen) and found >= QUIET * heapq.nlargest(3, seen)[-1]
+
+
 def _is_quiet(found: float) -> bool:
-    """Whether the machine is nearly as fast as in its third best moment so far: one look may be lucky."""
-    return bool(_seen) and found >= QUIET * heapq.nlargest(3, _seen)[-1]
+    return is_quiet(found, _seen)
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.memory import tables as memory_tables
+from benchmarks.pace import is_quiet
 from benchmarks.rerun import rerun
 from benchmarks.tables import Table
 
@@ -51,12 +52,19 @@ class Results:
             "threads": f"{info['threads']}",
             **({"freed memory": "kept"} if self.data["weit"].get("keeps_memory") else {}),
             **({"large tensors": "on large pages"} if self.data["weit"].get("large_pages") else {}),
-            **({"rounds": "of quiet moments"} if any("quiet" in row for row in self.rows) else {}),
+            **self._quiet,
             "device": self.data["weit"]["device"],
             "dtype": self.data["weit"]["dtype"],
             "commit": f"{str(commit.get('id'))[:12]}{dirty}",
             "date": self.data["datetime"][:10],
         }
+
+    @property
+    def _quiet(self) -> dict[str, str]:
+        """How many figures come from moments that were quiet by all that the run had seen in the end."""
+        paces = [row["gflops"] for row in self.rows if "counted" in row]
+        quiet = sum(is_quiet(pace, paces) for pace in paces)
+        return {"quiet": f"in {quiet} of {len(paces)} figures"} if paces else {}
 
     @property
     def warning(self) -> str:

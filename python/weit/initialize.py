@@ -16,7 +16,7 @@ from weit.engine.data import Data
 from weit.engine.objective import Loss
 from weit.engine.seeds import own_randomness
 from weit.fitting import FIT_RATES, configs_at, fit_scalers
-from weit.matching import find_layers
+from weit.matching import applicable, find_layers
 from weit.rules import Rules
 from weit.scalers import lay_out
 from weit_kernels.shapes import as_int
@@ -52,7 +52,7 @@ def initialize(
         lr: a learning rate of fitting, or several: the one whose model has the lowest loss on held-out items is taken.
         batch_size, seed, loss, progress, **settings: as for ``fit_scalers``.
         depth: how layers correspond in a shallower model; see ``map_depth``.
-        rules: as for ``kronify``.
+        rules: as for ``kronify``, but those that match no layer of ``model`` are left out: it may be shallower.
 
     Returns:
         ``model``, ready to train.
@@ -69,6 +69,7 @@ def initialize(
     fit: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed, **settings}
     configs_at(steps=max(1, steps), **{name: fit[name] for name in fit.keys() - {"run_dir", "resume"}})
     target = copy.deepcopy(model)
+    rules = None if rules is None else applicable(rules, target)
     weight = find_layers(target, rules)[0].layer.weight
     if weight.is_meta:
         raise ValueError("model must hold numbers to be filled, but it is on the meta device")

@@ -207,7 +207,10 @@ def _kronified(
         return kronify(model, config.spec, rules=rules)
     kronify(model, _bare(bank), rules=rules)
     if bank.source is not None:
-        lay_out(model, bank.source, seed=config.seed)
+        try:
+            lay_out(model, bank.source, seed=config.seed)
+        except ValueError as error:
+            raise ValueError(f"{error}; to go on from the templates alone set bank.source to None") from error
     return bank
 
 

@@ -59,7 +59,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
     assert 0 <= info["error"] < 1e-5
     assert info["dense_iqr"] >= 0
     assert info["gflops"] > 0
-    assert 3 <= info["quiet"] <= bench.rounds
+    assert 3 <= info["counted"] <= bench.rounds
     assert info["plan"].endswith(("torch", "cpp"))
     assert not record.failed
     assert not record.not_run
@@ -217,13 +217,13 @@ def test_rounds_beside_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_where_it_is_never_quiet_the_quietest_rounds_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(monkeypatch, [50.0, 60.0, 80.0, 80.0, 80.0, 70.0, 70.0, 70.0])
+    machine = Machine(monkeypatch, [50.0, 60.0, 80.0, 80.0, 70.0])
     slices = pace.Slices(0)
     for _ in range(6):
         slices.begin_round()
         machine.sleep(0.2)
-    assert slices.quiet(least=2) == ([2, 3], 80.0)
-    assert slices.quiet(least=3) == ([2, 3, 4, 5], 70.0)
+    assert slices.quiet(least=2) == ([4, 5], 80.0)
+    assert slices.quiet(least=3) == ([2, 3, 4, 5], 60.0)
 
 
 def test_a_lucky_look_does_not_set_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ def test_rules_may_name_layers_that_a_smaller_size_lacks() -> None:
     rules = {r"blocks\.[01]\.mlp\.fc1": "first", r"blocks\.2\.mlp\.fc1": "last"}
     bank = weit.pretrain(vit(), images(), CONFIG, smaller=[vit(16, 2)], rules=rules, progress=False)
     assert bank.roles == ("first", "last")
+    weit.initialize(vit(16, 2), bank, rules=rules)
+    weit.initialize(vit(16, 2), bank, rules={"norm": None, **rules})
     with pytest.raises(ValueError, match=r"rules\['typo'\] names no"):
         weit.pretrain(vit(), images(), CONFIG, rules={**rules, "typo": "a"}, progress=False)
 

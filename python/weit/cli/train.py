@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from torch import nn
 
 from weit.by_name import OF_DATA, build, check_built_with, digest, made_for, train_dense
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig, is_main_process
 from weit.files import refuse_foreign
-from weit.models import load_model, save_model
+from weit.models import create_model, load_model, save_model
 from weit.models.folder import FILES
 from weit.models.sizes import training_flops
 from weit.report import plot_run
@@ -56,7 +57,9 @@ def run(parser: Parser, given: Namespace) -> None:
         model, arguments = saved["model"], saved["arguments"]
         task = data.or_else(saved).task()
         of_data = {name: value for name, value in task.arguments(model, {}).items() if name in OF_DATA}
-        check_built_with("init", flags.init, arguments, of_data)
+        if not _fits(network, model, {**arguments, **of_data}):
+            check_built_with("init", flags.init, arguments, of_data)
+        arguments = {**arguments, **of_data}
     else:
         task = data.task()
         model = flags.model or task.model
@@ -74,3 +77,13 @@ def run(parser: Parser, given: Namespace) -> None:
     save_model(network, flags.out / "model", model, arguments, **made_for(task), training_flops=flops)
     plot_run(flags.out)
     print(f"{flags.out / 'model'}: {scores(task, network, 'validation', 'test')}")
+
+
+def _fits(network: nn.Module, model: str, arguments: dict[str, Any]) -> bool:
+    """Whether ``arguments`` make a model with tensors like those of ``network``, as a ConvNet for another image size is."""
+    try:
+        other = create_model(model, **arguments).state_dict()
+    except ValueError:  # a patch size that does not divide the images
+        return False
+    own = network.state_dict()
+    return own.keys() == other.keys() and all(own[name].shape == tensor.shape for name, tensor in other.items())

@@ -16,6 +16,7 @@ from weit.bank import BankSpec, TemplateBank
 from weit.by_name import build, made_for, pretrain_bank, start_from_bank, train_dense
 from weit.engine import TrainConfig
 from weit.engine.processes import training_device
+from weit.engine.run_folder import CannotResume
 from weit.models import load_model, save_model
 from weit.models.sizes import training_flops
 from weit.pretrain import PretrainConfig
@@ -105,7 +106,7 @@ def _resumable(make: Callable[..., Result], run_dir: Path, task: dict[str, Any])
     if run_dir.exists():
         try:
             return make(**run, resume=True), None
-        except ValueError:
+        except CannotResume:
             shutil.rmtree(run_dir)
     return make(**run), time.perf_counter() - started
 

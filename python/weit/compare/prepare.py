@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from weit.by_name import check_built_with, digest
 from weit.compare import jobs
 from weit.compare.config import SOURCES, CompareConfig
 from weit.compare.pool import Job, Pool
+from weit.engine.run_folder import write_flags
 from weit.models import load_model
 from weit.models.sizes import parse_size, training_flops
 from weit.tasks import Size, Task
@@ -45,8 +47,10 @@ class Origin:
     smaller: tuple[Size, ...] = ()
 
 
-def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[str, Origin]:
-    """The bank, and source and small model where a rival needs them.
+def prepare(
+    config: CompareConfig, task: Task, model: str, pool: Pool, flags: Mapping[str, Any] | None = None
+) -> dict[str, Origin]:
+    """The bank, and source and small model where a rival needs them; ``flags`` are kept once the folders are checked.
 
     Raises:
         ValueError, OSError: a folder that was given holds none. RuntimeError: a job failed.
@@ -56,6 +60,8 @@ def prepare(config: CompareConfig, task: Task, model: str, pool: Pool) -> dict[s
     given = {kind: _read(kind, folder) for kind in needed if (folder := getattr(config, kind)) is not None}
     for kind, origin in given.items():
         _check_family(kind, origin, task, model)
+    if flags is not None:
+        write_flags(config.out, flags)
     missing = [kind for kind in needed if kind not in given]
     taught = config.teacher in missing and BANK in missing  # then the bank waits for its teacher
     for kinds in ([kind for kind in missing if kind != BANK], [BANK]) if taught else (missing,):

@@ -12,7 +12,6 @@ from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, Compare
 from weit.compare.pool import Job, Pool
 from weit.compare.prepare import BANK, Origin, common, prepare
 from weit.compare.summary import Rates, Row, best_rates, kind_of, summarize
-from weit.engine.run_folder import write_flags
 from weit.models import create_model
 from weit.models.sizes import parse_size, training_flops
 from weit.rivals import RIVALS
@@ -58,12 +57,10 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
     sizes = {target: parse_size(target) for target in config.targets}
     for size in sizes.values():
         create_model(model, **task.arguments(model, size))  # what cannot be built is said before anything is trained
-    if flags is not None:
-        write_flags(config.out, flags)
     if pool is not None:
-        return _Plan(config, task, model, prepare(config, task, model, pool)).run(pool)
+        return _Plan(config, task, model, prepare(config, task, model, pool, flags)).run(pool)
     with Pool(config.out, config.processes) as own:
-        return _Plan(config, task, model, prepare(config, task, model, own)).run(own)
+        return _Plan(config, task, model, prepare(config, task, model, own, flags)).run(own)
 
 
 def cell_jobs(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], Job]:

@@ -20,6 +20,10 @@ Record = dict[str, float]
 CONFIG, SETTINGS, METRICS, CHECKPOINTS = "config.yaml", "settings.json", "metrics.jsonl", "checkpoints"
 
 
+class CannotResume(ValueError):
+    """A run folder holds nothing to continue: none, a damaged one, or a run with other settings."""
+
+
 class RunFolder:
     """The folder of one run, new or continued.
 
@@ -38,7 +42,7 @@ class RunFolder:
 
     Raises:
         FileExistsError: ``path`` holds a run already and ``resume`` is false.
-        ValueError: nothing to continue, another config, or a damaged checkpoint.
+        CannotResume: nothing to continue, another config, or a damaged checkpoint.
         OSError: the folder cannot be written.
     """
 
@@ -59,12 +63,15 @@ class RunFolder:
         self._settings = self.path / SETTINGS
         self.checkpoint: Checkpoint | None = None
         self.history: list[Record] = []
-        if resume:
+        if not resume:
+            refuse_another_run(self.path)
+            return
+        try:
             self.checkpoint = self._latest()
             self._compare(self._read_settings() if self.checkpoint is None else self.checkpoint.state["config"])
             self.history = read_records(self._metrics, self.checkpoint.step) if self.checkpoint else []
-        else:
-            refuse_another_run(self.path)
+        except ValueError as error:
+            raise CannotResume(str(error)) from error
 
     def open(self) -> None:
         """Write the config and the records up to the checkpoint, and begin to take records."""

@@ -107,12 +107,16 @@ def test_train_takes_the_data_that_its_start_was_made_for(tmp_path: Path, capsys
     pytest.importorskip("transformers")
     write_fashion_mnist(tmp_path)
     data = ["--data", "fashion-mnist", "--root", tmp_path]
-    assert run("train", *data, "--model", "resnet", "--size", "8x1", "--out", tmp_path / "first", *TINY) == 0
-    flags = ["train", "--init", tmp_path / "first/model", "--out", tmp_path / "run", *TINY]
-    assert run(*flags, "--data", "digits") == 1
+    for model, size in ("resnet", "8x1"), ("vit", "16x1"):
+        assert run("train", *data, "--model", model, "--size", size, "--out", tmp_path / model, *TINY) == 0
+        flags = ["train", "--init", tmp_path / model / "model", *TINY]
+        assert run(*flags, "--root", tmp_path, "--out", tmp_path / f"{model}_again") == 0
+        assert json.loads((tmp_path / f"{model}_again/model/config.json").read_text())["data"] == "fashion-mnist"
+        # A ConvNet takes images of any size, if they are asked for.
+        assert run(*flags, "--data", "digits", "--out", tmp_path / f"{model}_other") == (model == "vit")
     assert "init must be made for this task, with img_size=8, but" in capsys.readouterr().err
-    assert run(*flags, "--root", tmp_path) == 0
-    assert json.loads((tmp_path / "run/model/config.json").read_text())["data"] == "fashion-mnist"
+    saved = json.loads((tmp_path / "resnet_other/model/config.json").read_text())
+    assert (saved["data"], saved["arguments"]["img_size"]) == ("digits", 8)
 
 
 def test_a_start_is_of_a_model_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,21 @@ def test_the_call_is_kept_from_before_the_first_job(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         compare(CompareConfig(out=tmp_path, targets=["16x1"]), Stopped(tmp_path), flags={"targets": ["16x1"]})
     assert (tmp_path / "config.yaml").read_text() == "targets:\n- 16x1\n"
+    with pytest.raises(FileNotFoundError):
+        compare(CompareConfig(out=tmp_path, bank=tmp_path / "none"), Stopped(tmp_path), flags={"bank": "none"})
+    assert (tmp_path / "config.yaml").read_text() == "targets:\n- 16x1\n"  # a call that was refused leaves no trace
+
+
+def test_data_that_break_a_resumed_pre_training_cost_no_checkpoints(tmp_path):
+    def make(**run):
+        if run.get("resume"):
+            raise ValueError("inputs must be finite")
+        raise AssertionError("begun anew")
+
+    (tmp_path / "bank-run").mkdir()
+    with pytest.raises(ValueError, match="must be finite"):
+        jobs._resumable(make, tmp_path / "bank-run", {})
+    assert (tmp_path / "bank-run").is_dir()
 
 
 def test_an_interrupted_pre_training_with_other_settings_begins_anew(tmp_path):
