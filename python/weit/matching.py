@@ -82,8 +82,7 @@ def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
     if not named:
         found = f": only layers are converted, and {others[0]}" if others else ""
         raise ValueError(f"rules name no nn.Linear or nn.Conv of {type(model).__name__}{found}")
-    named_by = {} if rules is None else {pattern: role for pattern, role in rules.items() if role is not None}
-    if idle := sorted(named_by.keys() - applicable(named_by, model).keys()):
+    if rules is not None and (idle := sorted(rules.keys() - applicable(rules, model).keys())):
         raise ValueError(f"rules[{idle[0]!r}] names no nn.Linear or nn.Conv of {type(model).__name__}")
     matches = [
         Match(tuple(paths[layer]), _check_layer(paths[layer][0], layer, roles), roles) for layer, roles in named.items()
