@@ -10,9 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-QUIET = (
-    0.92  # of the third best pace so far, since one look may be lucky; slower rounds count only if there are no others
-)
+# Of the third best pace so far, since one look may be lucky; slower rounds count only where there are too few others.
+QUIET = 0.92
 PATIENCE = 3.0  # seconds that one contender on one shape waits for quiet
 SHARE = 0.25  # of the time since the first look that looking and waiting may take before waits end
 SLICE = 0.3  # seconds between two looks, or four times what one takes

@@ -49,6 +49,12 @@ def blocks(rows: int, bytes_per_row: int, most_bytes: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
+def row_blocks(x: Tensor, intermediate: int, matrix: int, *, gradient: bool = False) -> Iterator[slice]:
+    """Slices that cover the rows of ``x`` (tokens, or images) as ``row_bytes`` counts them for its dtype and device."""
+    row = row_bytes(intermediate, matrix, x.element_size(), x.device.type, gradient=gradient)
+    return blocks(x.shape[0], row, block_bytes(x.device.type))
+
+
 def workspace(slot: str, like: Tensor, *shape: int) -> Tensor:
     """Uninitialised memory for one block, on a CPU the same for every call and every layer of a thread.
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from weit_kernels.paths.blocks import accumulator, block_bytes, blocks, row_bytes, workspace
+from weit_kernels.paths.blocks import accumulator, row_blocks, workspace
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ def conv_gradients(
 
 def _products(matrix: Tensor, maps: Tensor, result: Tensor) -> Tensor:
     """``result[b] = matrix @ maps[b]``, so many images at a time that copies of the matrix take bounded memory."""
-    row = row_bytes(0, matrix.numel(), maps.element_size(), maps.device.type, gradient=False)
-    for b in blocks(maps.shape[0], row, block_bytes(maps.device.type)):
+    for b in row_blocks(maps, 0, matrix.numel()):
         torch.bmm(matrix.expand(b.stop - b.start, -1, -1), maps[b], out=result[b])
     return result
 
@@ -122,7 +121,6 @@ def _products(matrix: Tensor, maps: Tensor, result: Tensor) -> Tensor:
 def _sum_of_products(dy: Tensor, x: Tensor) -> Tensor:
     """``Σ_b dy[b] @ x[b].mT``, the same for the products, each as large as the result."""
     total = accumulator(x, dy.shape[1], x.shape[1])
-    row = row_bytes(0, total.numel(), x.element_size(), x.device.type, gradient=True)
-    for b in blocks(x.shape[0], row, block_bytes(x.device.type)):
+    for b in row_blocks(x, 0, total.numel(), gradient=True):
         total += torch.bmm(dy[b], x[b].mT).sum(0, dtype=total.dtype)
     return total.to(x.dtype)

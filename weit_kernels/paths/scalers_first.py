@@ -18,7 +18,7 @@ from weit_kernels.paths.blocks import (
     accumulator,
     add_product,
     block_bytes,
-    blocks,
+    row_blocks,
     row_bytes,
     rows_per_block,
     widen,
@@ -60,8 +60,7 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Te
     mix, columns = _mix(S), _columns(T).t()
     bias = None if bias is None else widen(bias.view(1, -1), m * p)
     y = x.new_empty(M, m * p)
-    row = row_bytes(m * N * q, m * N * n, x.element_size(), x.device.type, gradient=False)
-    for b in blocks(M, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, m * N * q, m * N * n):
         x_b = x[b].view(-1, n, q)
         u = workspace("block", x, x_b.shape[0], m * N, q)
         torch.bmm(mix.expand(x_b.shape[0], -1, -1), x_b, out=u)
@@ -82,8 +81,7 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
     dx = x.new_empty(M, n, q) if need[0] else None
     dcolumns = accumulator(x, p, N * q) if need[1] else None
     dmix = accumulator(x, m * N, n) if need[2] else None
-    row = row_bytes(m * N * q, m * N * n, x.element_size(), x.device.type, gradient=need[2])
-    for b in blocks(M, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, m * N * q, m * N * n, gradient=need[2]):
         x_b, dy_rows = x[b].view(-1, n, q), dy[b].view(-1, p)
         u = du = workspace("block", x, x_b.shape[0], m * N, q)  # one after the other in the same memory
         if dcolumns is not None:
@@ -109,8 +107,7 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
     bias = None if bias is None else widen(bias.view(1, -1), m * p)
     size = args.output_size(spatial, kernel)
     y = x.new_empty(B, m * p, *size)
-    row = row_bytes(m * N * q * spatial.numel(), m * N * n, x.element_size(), x.device.type, gradient=False)
-    for b in blocks(B, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, m * N * q * spatial.numel(), m * N * n):
         u = workspace("block", x, b.stop - b.start, m * N, q * spatial.numel())
         torch.bmm(mix.expand(u.shape[0], -1, -1), x[b].view(-1, n, q * spatial.numel()), out=u)
         y[b] = convolve(u.view(-1, N * q, *spatial), filters, args).view(-1, m * p, *size)
@@ -124,14 +121,13 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
     """``dy (B, out, *spatial')``, ``x (B, in, *spatial)`` → gradients of ``x``, ``T`` and ``S``."""
     N, p, q, *kernel = T.shape
     _, m, n = S.shape
-    B, inn, spatial = x.shape[0], x.shape[1], x.shape[2:]
+    inn, spatial = x.shape[1], x.shape[2:]
     x, dy = widen(x, n * q), widen(dy, m * p)
     mix, filters = _mix(S), _columns(T).view(p, N * q, *kernel)
     dx = torch.empty_like(x) if need[0] else None
     dfilters = accumulator(x, *filters.shape) if need[1] else None
     dmix = accumulator(x, m * N, n) if need[2] else None
-    row = row_bytes(m * N * q * spatial.numel(), m * N * n, x.element_size(), x.device.type, gradient=need[2])
-    for b in blocks(B, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, m * N * q * spatial.numel(), m * N * n, gradient=need[2]):
         x_b, dy_maps = x[b].view(-1, n, q * spatial.numel()), dy[b].view(-1, p, *dy.shape[2:])
         u = workspace("block", x, x_b.shape[0], m * N, q * spatial.numel())
         torch.bmm(mix.expand(x_b.shape[0], -1, -1), x_b, out=u)

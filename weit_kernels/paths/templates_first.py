@@ -19,7 +19,7 @@ from weit_kernels.paths.blocks import (
     accumulator,
     add_product,
     block_bytes,
-    blocks,
+    row_blocks,
     row_bytes,
     rows_per_block,
     widen,
@@ -57,8 +57,7 @@ def linear(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int) -> Te
     rows_of_T, mix = T.reshape(N * p, q), S.permute(1, 2, 0).reshape(1, m, n * N)
     bias = None if bias is None else widen(bias.view(1, -1), m * p).view(m, p)
     y = x.new_empty(M, m, p)
-    row = row_bytes(n * N * p, n * N * m, x.element_size(), x.device.type, gradient=False)
-    for b in blocks(M, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, n * N * p, n * N * m):
         x_rows = x[b].view(-1, q)
         z = workspace("block", x, x_rows.shape[0], N * p)
         torch.mm(x_rows, rows_of_T.t(), out=z)
@@ -77,8 +76,7 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
     dx = x.new_empty(M, n * q) if need[0] else None
     dT = accumulator(x, N * p, q) if need[1] else None
     dmix = accumulator(x, m, n * N) if need[2] else None
-    row = row_bytes(n * N * p, n * N * m, x.element_size(), x.device.type, gradient=need[2])
-    for b in blocks(M, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, n * N * p, n * N * m, gradient=need[2]):
         x_rows, dy_b = x[b].view(-1, q), dy[b].view(-1, m, p)
         v = z = workspace("block", x, x_rows.shape[0], N * p)  # one after the other in the same memory
         if dx is not None or dT is not None:
@@ -103,8 +101,7 @@ def conv(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, out: int, args: C
     if bias is not None:
         bias = widen(bias.view(1, -1), m * p).view(m, p, 1).expand(m, p, size.numel()).reshape(m, -1)
     y = x.new_empty(B, m, p * size.numel())
-    row = row_bytes(n * N * p * size.numel(), n * N * m, x.element_size(), x.device.type, gradient=False)
-    for b in blocks(B, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, n * N * p * size.numel(), n * N * m):
         z = convolve(x[b].view(-1, q, *x.shape[2:]), filters, args, keep=False)
         _mix_into(y[b], mix, z.view(-1, n * N, p * size.numel()), bias)
         del z
@@ -115,14 +112,13 @@ def conv_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool],
     """``dy (B, out, *spatial')``, ``x (B, in, *spatial)`` → gradients of ``x``, ``T`` and ``S``."""
     N, p, q, *kernel = T.shape
     _, m, n = S.shape
-    B, inn, size = x.shape[0], x.shape[1], dy.shape[2:]
+    inn, size = x.shape[1], dy.shape[2:]
     x, dy = widen(x, n * q), widen(dy, m * p)
     filters, mix = T.reshape(N * p, q, *kernel), S.permute(1, 2, 0).reshape(1, m, n * N)
     dx = torch.empty_like(x) if need[0] else None
     dT = accumulator(x, *filters.shape) if need[1] else None
     dmix = accumulator(x, m, n * N) if need[2] else None
-    row = row_bytes(n * N * p * size.numel(), n * N * m, x.element_size(), x.device.type, gradient=need[2])
-    for b in blocks(B, row, block_bytes(x.device.type)):
+    for b in row_blocks(x, n * N * p * size.numel(), n * N * m, gradient=need[2]):
         x_maps, dy_b = x[b].view(-1, q, *x.shape[2:]), dy[b].view(-1, m, p * size.numel())
         if dx is not None or dT is not None:
             v = workspace("block", x, dy_b.shape[0], n * N, p * size.numel())
