@@ -21,7 +21,7 @@ GRACE = 10  # seconds between asking a process to stop and killing it
 MOST_STARTS = 40
 STALL = 100  # seconds without a new line in the result file after which the contender under way is given up
 TESTS = {  # what only a GPU can tell comes first
-    "tests marked gpu": ["tests", "-m", "gpu"],
+    "tests marked gpu": ["tests/weit_kernels", "-m", "gpu"],
     "tests of the Triton kernels": ["tests/weit_kernels/triton", "-m", "not slow and not gpu and not triton_all"],
     "all combinations for the Triton kernels": ["tests/weit_kernels/triton", "-m", "triton_all"],
     "other tests of the operator": [
