@@ -52,7 +52,7 @@ test-triton: $(VENV)/installed-test ## every check of the Triton kernels, interp
 
 .PHONY: bench
 bench: $(VENV)/installed-bench ## beside dense layers and other packages, in ten minutes; report in runs/bench
-	$(BIN)/weit bench --minutes 8.5 $(ARGS)
+	$(BIN)/weit bench --minutes 9.2 $(ARGS)
 
 .PHONY: bench-docs
 bench-docs: $(VENV)/installed-bench ## docs/benchmarks.md from benchmarks/results/cpu-*.json

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.again import visit_again
 from benchmarks.allocator import keep_freed_memory, use_large_pages
 from benchmarks.options import DEADLINES, OPTIONS, SHARES, Options, add_options, read_options
 from benchmarks.record import RECORD, Noted, Record
@@ -51,6 +52,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     order = list(SHARES)  # what decides most comes first
     items.sort(key=lambda item: order.index(item.path.stem))
     config.stash[DEADLINES] = config.stash[OPTIONS].deadlines(item.path.stem for item in items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    result = yield
+    if not session.config.option.collectonly:
+        visit_again(session)
+    return result
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -73,8 +73,8 @@ def interleave(
     Returns:
         Medians of both in seconds, and the median of the rounds' ratios: neighbours in time meet the same machine, so that
         slow drifts cancel. On a CPU rounds of quiet moments alone count (``pace``), or the quietest if there are too few;
-        ``counted`` says how many, ``gflops`` at what pace: beside others both layers suffer, not equally. The interquartile
-        ranges are of all rounds.
+        ``counted`` says how many, ``gflops`` at what pace and ``handshake`` after what seconds for one: beside others, or on
+        cores far apart, both layers suffer, not equally. The interquartile ranges are of the rounds that count.
     """
     slices = pace.Slices(0 if options.quick else times * pace.PATIENCE) if options.cpu else None
     theirs_seconds: list[float] = []
@@ -96,15 +96,20 @@ def interleave(
     rounds = min(times * MOST_ROUNDS, max(least + times - 1, int(times * options.seconds / once / (2 if short else 1))))
     benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds)
     ours_seconds = benchmark.stats.stats.data
-    low, _, high = statistics.quantiles(theirs_seconds, n=4)
-    found = {"iqr": benchmark.stats.stats.iqr, "dense_iqr": high - low}
-    counted = range(rounds)
+    counted, found = list(range(rounds)), {}
     if slices is not None:
-        counted, found["gflops"] = slices.quiet(least)
+        counted, found["gflops"], found["handshake"] = slices.quiet(least)
         found["counted"] = len(counted)
     pairs = [(theirs_seconds[i], ours_seconds[i]) for i in counted]
-    dense, seconds = map(statistics.median, zip(*pairs, strict=True))
-    return {**found, "seconds": seconds, "dense_seconds": dense, "ratio": statistics.median(d / o for d, o in pairs)}
+    dense, seconds = zip(*pairs, strict=True)
+    return {
+        **found,
+        "seconds": statistics.median(seconds),
+        "dense_seconds": statistics.median(dense),
+        "iqr": _interquartile_range(seconds),
+        "dense_iqr": _interquartile_range(dense),
+        "ratio": statistics.median(d / o for d, o in pairs),
+    }
 
 
 def synchronised(step: Step, device: str) -> Step:
@@ -129,6 +134,11 @@ def _seconds(step: Step) -> float:
     start = perf_counter()
     step()
     return perf_counter() - start
+
+
+def _interquartile_range(numbers: Sequence[float]) -> float:
+    low, _, high = statistics.quantiles(numbers, n=4)
+    return high - low
 
 
 def _plan(given: Operands, phase: str) -> str:

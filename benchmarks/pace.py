@@ -1,9 +1,15 @@
-"""Quiet moments of a machine that lends its cores, caches and memory to others as well, for seconds at a time."""
+"""Quiet moments of a machine that lends its cores, caches and memory to others as well, for seconds at a time.
+
+Two things tell them: what a large matrix product comes to, which others slow down by using caches and memory, and how long
+threads take to begin and end something together, which depends on where on the host a virtual machine's cores are just now.
+"""
 
 from __future__ import annotations
 
 import heapq
+import statistics
 import time
+from bisect import insort
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -12,14 +18,20 @@ from torch import Tensor
 
 # Of the third best pace so far, since one look may be lucky; slower rounds count only where there are too few others.
 QUIET = 0.92
-PATIENCE = 3.0  # seconds that one contender on one shape waits for quiet
-SHARE = 0.25  # of the time since the first look that looking and waiting may take before waits end
+PATIENCE = 1.5  # seconds that one contender on one shape waits for quiet
+SHARE = 0.15  # of the time since the first look that looking and waiting may take before waits end
 SLICE = 0.3  # seconds between two looks, or four times what one takes
 _FIRST = 2.0  # seconds of the first wait, which has nothing to compare with
+# Of what the fastest twentieth of all handshakes so far took. Two virtual cores took 4.7 or 7.3 µs for one, by turns of half
+# a second, and layers of many short products twice as long in the latter.
+NEAR = 1.1
+_HANDSHAKES = 40  # whose median is one look, a fifth of a millisecond
+_GRAIN = 32768  # elements that torch gives a thread at the least
 # A layer of DeiT-B: operands and result are 26 MB, more than cores have for themselves. Products that fit there do not
 # feel what others do to the cache that all share and to memory, from which dense layers are fed.
 _ROWS, _OUT, _IN = 1576, 2304, 768
 _seen: list[float] = []
+_shaken: list[float] = []  # in order of size
 _waited = 0.0
 _begun: float | None = None
 
@@ -38,6 +50,18 @@ def gflops() -> float:
     return found
 
 
+def handshake() -> float:
+    """Seconds in which all threads begin and end a piece of work of next to nothing."""
+    numbers, times = _numbers(torch.get_num_threads()), []
+    for _ in range(_HANDSHAKES):
+        start = time.perf_counter()
+        numbers.mul_(1.0)
+        times.append(time.perf_counter() - start)
+    found = statistics.median(times)
+    insort(_shaken, found)
+    return found
+
+
 def wait(patience: float = PATIENCE) -> float:
     """Wait until the machine is nearly as fast as it was at its best in this process, or ``patience`` seconds.
 
@@ -52,7 +76,7 @@ def wait(patience: float = PATIENCE) -> float:
         _begun = start
         while time.monotonic() < start + min(_FIRST, patience):
             gflops()
-    patience = min(patience, max(0.0, SHARE * (start - _begun) - _waited))
+    patience = _left(patience)
     while not _is_quiet(found := gflops()) and time.monotonic() < start + patience:
         time.sleep(min(0.1, patience))
     _waited += time.monotonic() - start
@@ -60,19 +84,20 @@ def wait(patience: float = PATIENCE) -> float:
 
 
 class Slices:
-    """The rounds of one measurement, in slices between two looks at the pace of the machine.
+    """The rounds of one measurement, in slices between two looks at the pace of the machine, each between two handshakes.
 
     Args:
-        patience: seconds in all that slices may wait for a quiet moment to begin in.
+        patience: seconds in all that slices and rounds may wait for a quiet moment to begin in.
     """
 
     def __init__(self, patience: float) -> None:
         self._patience, self._ends = patience, 0.0
         self._paces: list[float] = []  # of each slice, the slower one of its two looks
         self._of_rounds: list[int] = []
+        self._handshakes: list[float] = []  # of each round, the slower one of those before and after it
 
     def begin_round(self) -> None:
-        """Note that a round begins; where a slice is over, look, and wait for the next one."""
+        """Note that a round begins; where a slice is over, look, and wait for the next one, or for cores to be near."""
         if time.monotonic() >= self._ends:
             start = time.monotonic()
             found = self._close()
@@ -83,17 +108,45 @@ class Slices:
             now = time.monotonic()
             self._patience, self._ends = max(0.0, self._patience - (now - start)), now + max(SLICE, 4 * look)
         self._of_rounds.append(len(self._paces) - 1)
+        self._handshakes.append(self._near(self._shake()))
 
-    def quiet(self, least: int) -> tuple[list[int], float]:
-        """The rounds of quiet slices, or, to be ``least``, of the quietest there are; and the slowest pace among them."""
+    def quiet(self, least: int) -> tuple[list[int], float, float]:
+        """The rounds of quiet slices with near cores before and after, or, to be ``least``, of the quietest there are.
+
+        Returns:
+            The rounds, the slowest pace among them, and the slowest handshake.
+        """
         self._close()
-        kept: set[int] = set()
-        for pace in sorted(set(self._paces), reverse=True):
-            if not _is_quiet(pace) and len(kept) >= least:
+        self._shake()
+        near = {i for i, each in enumerate(self._handshakes) if is_near(each, _shaken)}
+        for candidates in (near, set(range(len(self._handshakes)))):
+            kept: set[int] = set()
+            for pace in sorted(set(self._paces), reverse=True):
+                if not _is_quiet(pace) and (len(kept) >= least or candidates is near):
+                    break
+                kept |= {i for i in candidates if self._paces[self._of_rounds[i]] == pace}
+            if len(kept) >= least:
                 break
-            kept |= {i for i, which in enumerate(self._of_rounds) if self._paces[which] == pace}
-            slowest = pace
-        return sorted(kept), slowest
+        paces = [self._paces[self._of_rounds[i]] for i in kept]
+        return sorted(kept), min(paces), max(self._handshakes[i] for i in kept)
+
+    def _shake(self) -> float:
+        """A handshake at the end of the round under way, if there is one."""
+        found = handshake()
+        if self._handshakes:
+            self._handshakes[-1] = max(self._handshakes[-1], found)
+        return found
+
+    def _near(self, found: float) -> float:
+        """A handshake between near cores, if ``found`` is or patience brings one."""
+        global _waited
+        start, patience = time.monotonic(), _left(self._patience)
+        while not is_near(found, _shaken) and time.monotonic() < start + patience:
+            time.sleep(min(0.002, patience))
+            found = handshake()
+        took = time.monotonic() - start
+        self._patience, _waited = max(0.0, self._patience - took), _waited + took
+        return found
 
     def _close(self) -> float:
         """Look at the pace at the end of the slice under way; 0 if there is none."""
@@ -107,13 +160,43 @@ class Slices:
         return found
 
 
+def quietness(gflops: float, handshake: float) -> float:
+    """At least 1 for what was timed in a quiet moment between near cores, by all looks of this process so far."""
+    return min(gflops / _least_pace(_seen), _longest_handshake(_shaken) / handshake)
+
+
+def _left(patience: float) -> float:
+    """So much of ``patience`` as ``SHARE`` leaves."""
+    if _begun is None:
+        return patience
+    return min(patience, max(0.0, SHARE * (time.monotonic() - _begun) - _waited))
+
+
 def is_quiet(found: float, seen: Sequence[float]) -> bool:
     """Whether a pace is nearly the third best of those ``seen``."""
-    return bool(seen) and found >= QUIET * heapq.nlargest(3, seen)[-1]
+    return bool(seen) and found >= _least_pace(seen)
+
+
+def is_near(found: float, shaken: Sequence[float]) -> bool:
+    """Whether a handshake takes hardly longer than the fastest twentieth of those ``shaken``, in order of size."""
+    return found <= _longest_handshake(shaken)
+
+
+def _least_pace(seen: Sequence[float]) -> float:
+    return QUIET * heapq.nlargest(3, seen)[-1]
+
+
+def _longest_handshake(shaken: Sequence[float]) -> float:
+    return NEAR * shaken[len(shaken) // 20]
 
 
 def _is_quiet(found: float) -> bool:
     return is_quiet(found, _seen)
+
+
+@lru_cache(maxsize=1)
+def _numbers(threads: int) -> Tensor:
+    return torch.ones(threads * _GRAIN)
 
 
 @lru_cache(maxsize=1)

@@ -31,7 +31,8 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
     return Table(
         "The same, run again",
         f"How far the ratios of a second run are from those above: how many by no more than {AGREES:.0%}, the median, and "
-        f"the others, with the GFLOP/s of a dense matrix product beside both. {alone} cases are in one of the runs only.",
+        f"the others, with the GFLOP/s of a dense matrix product beside both and what threads take to begin and end "
+        f"together. {alone} cases are in one of the runs only.",
         ("suite", "contender", "ratios", "agree", "median", "others"),
         lines,
         reason=True,
@@ -45,4 +46,5 @@ def _case(row: Row) -> Case:
 
 
 def _pace(row: Row) -> str:
-    return f"{row['gflops']:.0f}" if "gflops" in row else "unknown"
+    handshake = f", {1e6 * row['handshake']:.1f} µs" if "handshake" in row else ""
+    return f"{row['gflops']:.0f}{handshake}" if "gflops" in row else "unknown"

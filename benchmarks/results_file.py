@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.memory import tables as memory_tables
-from benchmarks.pace import is_quiet
+from benchmarks.pace import is_near, is_quiet
 from benchmarks.rerun import rerun
 from benchmarks.tables import Table
 
@@ -62,9 +62,10 @@ class Results:
     @property
     def _quiet(self) -> dict[str, str]:
         """How many figures come from moments that were quiet by all that the run had seen in the end."""
-        paces = [row["gflops"] for row in self.rows if "counted" in row]
-        quiet = sum(is_quiet(pace, paces) for pace in paces)
-        return {"quiet": f"in {quiet} of {len(paces)} figures"} if paces else {}
+        rows = [row for row in self.rows if "handshake" in row]
+        paces, shaken = [row["gflops"] for row in rows], sorted(row["handshake"] for row in rows)
+        quiet = sum(is_quiet(row["gflops"], paces) and is_near(row["handshake"], shaken) for row in rows)
+        return {"quiet": f"in {quiet} of {len(rows)} figures"} if rows else {}
 
     @property
     def warning(self) -> str:
