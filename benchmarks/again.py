@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
@@ -18,9 +19,10 @@ _SHARE = 0.25  # of the first visits' time, where no minutes are given
 
 
 def visit_again(session: pytest.Session) -> None:
-    """Time again what was timed beside others or between far cores, what the package chooses first, until time is up.
+    """Time again what was timed beside others or between far cores, until time is up.
 
-    A figure gives way to one of a quieter moment; those that no visit finds quiet keep the quietest.
+    What the package chooses comes first, then what takes least. A figure gives way to one of a quieter moment; those that
+    no visit finds quiet keep the quietest.
     """
     options = session.config.stash[OPTIONS]
     if not options.cpu or options.quick:
@@ -30,11 +32,12 @@ def visit_again(session: pytest.Session) -> None:
     session.config.stash[DEADLINES] = dict.fromkeys(session.config.stash[DEADLINES], inf)
     benches, items = session.config._benchmarksession.benchmarks, {item.nodeid: item for item in session.items}
     visits: Counter[str] = Counter()
+    pace.wait_freely()
     while time.monotonic() < ends:
         loud = [bench for bench in benches if "handshake" in bench.extra_info and _quietness(bench) < 1]
         if not loud:
             return
-        bench = min(loud, key=lambda each: (visits[each.fullname], each.extra_info.get("contender", AUTO) != AUTO))
+        bench = min(loud, key=lambda each: (visits[each.fullname], *_order(each.extra_info)))
         visits[bench.fullname] += 1
         before = len(benches)
         _run(items[bench.fullname])
@@ -44,8 +47,12 @@ def visit_again(session: pytest.Session) -> None:
         del benches[before:]
 
 
+def _order(row: Mapping[str, Any]) -> tuple[bool, float]:
+    return row.get("contender", AUTO) != AUTO, row["seconds"] + row["dense_seconds"]
+
+
 def _quietness(bench: Any) -> float:
-    return pace.quietness(bench.extra_info["gflops"], bench.extra_info["handshake"])
+    return pace.quietness(bench.extra_info, pace.bounds())
 
 
 def _run(item: pytest.Item) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import pace
 from benchmarks.again import visit_again
 from benchmarks.allocator import keep_freed_memory, use_large_pages
 from benchmarks.options import DEADLINES, OPTIONS, SHARES, Options, add_options, read_options
@@ -101,7 +102,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     options = config.stash[OPTIONS]
     dtype = str(options.dtype).removeprefix("torch.")
-    output_json["weit"] = {"device": options.device, "dtype": dtype, "quick": options.quick}
+    output_json["weit"] = {"device": options.device, "dtype": dtype, "quick": options.quick, "quiet": pace.bounds()}
     output_json["weit"] |= config.stash[RECORD].rows()
 
 

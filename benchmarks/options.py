@@ -14,11 +14,11 @@ from benchmarks.suite import select
 DTYPES = ("float32", "bfloat16", "float16")
 # The suites in their order, and their shares of --minutes: each begins, even on a machine too slow for all of them.
 SHARES = {
-    "test_linear": 0.50,
-    "test_conv": 0.11,
-    "test_peers": 0.21,
-    "test_memory": 0.07,
-    "test_models": 0.07,
+    "test_linear": 0.54,
+    "test_conv": 0.10,
+    "test_peers": 0.20,
+    "test_memory": 0.06,
+    "test_models": 0.06,
     "test_growth": 0.04,
 }
 AGAIN = 0.2  # of --minutes, kept for second visits on a CPU

@@ -10,8 +10,9 @@ import heapq
 import statistics
 import time
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ _GRAIN = 32768  # elements that torch gives a thread at the least
 _ROWS, _OUT, _IN = 1576, 2304, 768
 _seen: list[float] = []
 _shaken: list[float] = []  # in order of size
+_share = SHARE
 _waited = 0.0
 _begun: float | None = None
 
@@ -83,6 +85,12 @@ def wait(patience: float = PATIENCE) -> float:
     return found
 
 
+def wait_freely() -> None:
+    """From now on waits may take all the time there is."""
+    global _share
+    _share = 1.0
+
+
 class Slices:
     """The rounds of one measurement, in slices between two looks at the pace of the machine, each between two handshakes.
 
@@ -118,7 +126,7 @@ class Slices:
         """
         self._close()
         self._shake()
-        near = {i for i, each in enumerate(self._handshakes) if is_near(each, _shaken)}
+        near = {i for i, each in enumerate(self._handshakes) if _is_near(each)}
         for candidates in (near, set(range(len(self._handshakes)))):
             kept: set[int] = set()
             for pace in sorted(set(self._paces), reverse=True):
@@ -141,7 +149,7 @@ class Slices:
         """A handshake between near cores, if ``found`` is or patience brings one."""
         global _waited
         start, patience = time.monotonic(), _left(self._patience)
-        while not is_near(found, _shaken) and time.monotonic() < start + patience:
+        while not _is_near(found) and time.monotonic() < start + patience:
             time.sleep(min(0.002, patience))
             found = handshake()
         took = time.monotonic() - start
@@ -160,38 +168,37 @@ class Slices:
         return found
 
 
-def quietness(gflops: float, handshake: float) -> float:
-    """At least 1 for what was timed in a quiet moment between near cores, by all looks of this process so far."""
-    return min(gflops / _least_pace(_seen), _longest_handshake(_shaken) / handshake)
+def bounds() -> dict[str, float]:
+    """The least ``gflops`` and the longest ``handshake`` of quiet moments, by all looks of this process so far."""
+    return {"gflops": _least_pace(), "handshake": _longest_handshake()} if _seen and _shaken else {}
+
+
+def quietness(row: Mapping[str, Any], bounds: Mapping[str, float]) -> float:
+    """At least 1 for figures of quiet moments: the worse of pace and handshake, over what they are bound by."""
+    return min(row["gflops"] / bounds["gflops"], bounds["handshake"] / row["handshake"])
 
 
 def _left(patience: float) -> float:
-    """So much of ``patience`` as ``SHARE`` leaves."""
+    """So much of ``patience`` as the share of waits leaves."""
     if _begun is None:
         return patience
-    return min(patience, max(0.0, SHARE * (time.monotonic() - _begun) - _waited))
+    return min(patience, max(0.0, _share * (time.monotonic() - _begun) - _waited))
 
 
-def is_quiet(found: float, seen: Sequence[float]) -> bool:
-    """Whether a pace is nearly the third best of those ``seen``."""
-    return bool(seen) and found >= _least_pace(seen)
+def _is_quiet(pace: float) -> bool:
+    return bool(_seen) and pace >= _least_pace()
 
 
-def is_near(found: float, shaken: Sequence[float]) -> bool:
-    """Whether a handshake takes hardly longer than the fastest twentieth of those ``shaken``, in order of size."""
-    return found <= _longest_handshake(shaken)
+def _is_near(handshake: float) -> bool:
+    return handshake <= _longest_handshake()
 
 
-def _least_pace(seen: Sequence[float]) -> float:
-    return QUIET * heapq.nlargest(3, seen)[-1]
+def _least_pace() -> float:
+    return QUIET * heapq.nlargest(3, _seen)[-1]
 
 
-def _longest_handshake(shaken: Sequence[float]) -> float:
-    return NEAR * shaken[len(shaken) // 20]
-
-
-def _is_quiet(found: float) -> bool:
-    return is_quiet(found, _seen)
+def _longest_handshake() -> float:
+    return NEAR * _shaken[len(_shaken) // 20]
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.tables import Table
+from benchmarks.tables import LOUD, Table
 
 Row = Mapping[str, Any]
 Case = tuple[str, str, str]  # suite, contender, what was timed
@@ -18,25 +18,32 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
     first, second = ({_case(row): row for row in some} for some in (rows, again))
     apart = {case: second[case]["ratio"] / first[case]["ratio"] - 1 for case in first if case in second}
     alone = len(first.keys() ^ second.keys())
-    lines = []
-    for who in dict.fromkeys(case[:2] for case in apart):
-        found = {case: change for case, change in apart.items() if case[:2] == who}
-        others = [
-            f"{case[2]} {change:+.0%} ({_pace(first[case])} and {_pace(second[case])})"
-            for case, change in found.items()
-            if abs(change) > AGREES
-        ]
-        median = statistics.median(map(abs, found.values()))
-        lines.append([*who, f"{len(found)}", f"{len(found) - len(others)}", f"{median:.1%}", "; ".join(others)])
+    names = list(dict.fromkeys(case[:2] for case in apart))
+    lines = [_line(who, {c: x for c, x in apart.items() if c[:2] == who}, first, second) for who in names]
+    if len(names) > 1:
+        lines.append([*_line(("all", ""), apart, first, second)[:-1], ""])
     return Table(
         "The same, run again",
-        f"How far the ratios of a second run are from those above: how many by no more than {AGREES:.0%}, the median, and "
-        f"the others, with the GFLOP/s of a dense matrix product beside both and what threads take to begin and end "
-        f"together. {alone} cases are in one of the runs only.",
-        ("suite", "contender", "ratios", "agree", "median", "others"),
+        f"How far the ratios of a second run are from those above: of those that were quiet in both, and of those that were "
+        f"not ({LOUD}), how many by no more than {AGREES:.0%}; the median; and the others, with the GFLOP/s of a matrix "
+        f"product beside both and what threads take to begin and end together. {alone} cases are in one of the runs only.",
+        ("suite", "contender", "quiet", "agree", f"not ({LOUD})", "agree", "median", "others"),
         lines,
         reason=True,
     )
+
+
+def _line(
+    who: tuple[str, str], apart: Mapping[Case, float], first: Mapping[Case, Row], second: Mapping[Case, Row]
+) -> list[str]:
+    loud = {case for case in apart if first[case].get("loud") or second[case].get("loud")}
+    others = [case for case, change in apart.items() if abs(change) > AGREES]
+    counts = [f"{n}" for some in (apart.keys() - loud, loud) for n in (len(some), len(some - set(others)))]
+    said = [
+        f"{case[2]} {apart[case]:+.0%}{LOUD * (case in loud)} ({_pace(first[case])} and {_pace(second[case])})"
+        for case in others
+    ]
+    return [*who, *counts, f"{statistics.median(map(abs, apart.values())):.1%}", "; ".join(said)]
 
 
 def _case(row: Row) -> Case:

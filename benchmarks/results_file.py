@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.memory import tables as memory_tables
-from benchmarks.pace import is_near, is_quiet
+from benchmarks.pace import quietness
 from benchmarks.rerun import rerun
 from benchmarks.tables import Table
 
@@ -39,8 +39,11 @@ class Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The figures of every benchmark that has a ratio to the dense layer."""
-        return [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
+        """The figures of every benchmark that has a ratio to the dense layer; ``loud``: not of a quiet moment."""
+        found = [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
+        if not (bounds := self.data["weit"].get("quiet")):
+            return found
+        return [{**row, "loud": quietness(row, bounds) < 1} if "handshake" in row else row for row in found]
 
     @property
     def machine(self) -> dict[str, str]:
@@ -62,10 +65,13 @@ class Results:
     @property
     def _quiet(self) -> dict[str, str]:
         """How many figures come from moments that were quiet by all that the run had seen in the end."""
-        rows = [row for row in self.rows if "handshake" in row]
-        paces, shaken = [row["gflops"] for row in rows], sorted(row["handshake"] for row in rows)
-        quiet = sum(is_quiet(row["gflops"], paces) and is_near(row["handshake"], shaken) for row in rows)
-        return {"quiet": f"in {quiet} of {len(rows)} figures"} if rows else {}
+        told = [row["loud"] for row in self.rows if "loud" in row]
+        quiet = f"in {told.count(False)} of {len(told)} figures"
+        return (
+            {"quiet": f"{quiet} (ratios of the others have a {tables.LOUD}: they may differ by more in another run)"}
+            if told
+            else {}
+        )
 
     @property
     def warning(self) -> str:

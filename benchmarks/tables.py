@@ -10,6 +10,7 @@ from benchmarks.behind import behind
 
 Row = Mapping[str, Any]
 AUTO, MATERIALISED, COMPILED = "auto", "materialised", "materialised_compiled"
+LOUD = "~"
 PATHS = ("templates_first_", "scalers_first_", "panel_", "on_the_fly_")
 
 
@@ -56,8 +57,9 @@ def ours(rows: Sequence[Row]) -> Table:
         auto = found.get(AUTO)
         if auto is None:
             continue
-        forced = {name: row["ratio"] for name, row in found.items() if name.startswith(PATHS)}
-        best = max(forced, key=lambda name: forced[name], default="")
+        best = max(
+            (name for name in found if name.startswith(PATHS)), key=lambda name: found[name]["ratio"], default=""
+        )
         lines.append(
             [
                 shape,
@@ -65,11 +67,11 @@ def ours(rows: Sequence[Row]) -> Table:
                 f"{auto['rows']}",
                 _time(auto["dense_seconds"], auto["dense_iqr"]),
                 _time(auto["seconds"], auto["iqr"]),
-                f"{auto['ratio']:.2f}",
+                _ratio(found, AUTO),
                 f"{auto['limit']:.2f}",
                 f"{auto['ratio'] / auto['limit']:.2f}",
                 auto["plan"],
-                f"{best} {forced[best]:.2f}" if best else "",
+                f"{best} {_ratio(found, best)}" if best else "",
                 _ratio(found, MATERIALISED),
                 _ratio(found, COMPILED),
                 f"{auto['gflops']:.0f}" if "gflops" in auto else "",
@@ -139,7 +141,7 @@ def whole_models(rows: Sequence[Row]) -> Table:
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['dense_images_per_second']:.2f}",
             f"{row['images_per_second']:.2f}",
-            f"{row['ratio']:.2f}",
+            ratio(row),
         ]
         for row in rows
         if row.get("suite") == "models"
@@ -157,7 +159,7 @@ def whole_models(rows: Sequence[Row]) -> Table:
 def growth(rows: Sequence[Row]) -> Table:
     lines = [
         [row["what"], row["axis"], f"{row['value']}", _time(row["dense_seconds"], row["dense_iqr"]),
-         _time(row["seconds"], row["iqr"]), f"{row['ratio']:.2f}"]
+         _time(row["seconds"], row["iqr"]), ratio(row)]
         for row in rows
         if row.get("suite") == "growth"
     ]  # fmt: skip
@@ -174,8 +176,13 @@ def _time(seconds: float, iqr: float) -> str:
     return f"{1e3 * seconds:.3f} ± {1e3 * iqr:.3f}"
 
 
+def ratio(row: Row) -> str:
+    """With a mark where no visit was in a quiet moment."""
+    return f"{row['ratio']:.2f}{LOUD * bool(row.get('loud'))}"
+
+
 def _ratio(found: Mapping[str, Row], name: str) -> str:
-    return f"{found[name]['ratio']:.2f}" if name in found else ""
+    return ratio(found[name]) if name in found else ""
 
 
 def _about(found: Cases, name: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from weit_kernels import backends, cpp
+from weit_kernels.paths import pointwise
 from weit_kernels.paths.pointwise import Grads, conv_functions
 from weit_kernels.paths.synth import Pair
 from weit_kernels.shapes import FEW_ROWS
@@ -104,7 +106,16 @@ def _panels_are_faster(rows: int, T: Tensor, S: Tensor, wanted: int) -> bool:
     return panels < kernel
 
 
-_conv, _conv_backward = conv_functions(linear, linear_backward)
+def _swaps(x: Tensor) -> ModuleType:
+    """What puts channels last and first: a kernel, or torch's copies without Triton."""
+    if backends.why_not("panel", "triton", x.device, x.dtype):
+        return pointwise
+    return importlib.import_module("weit_kernels.triton.pixels")
+
+
+_conv, _conv_backward = conv_functions(
+    linear, linear_backward, lambda maps: _swaps(maps).pixels(maps), lambda rows, like: _swaps(rows).maps(rows, like)
+)
 
 PATHS = {
     "templates_first": SimpleNamespace(

@@ -17,10 +17,9 @@ from benchmarks.options import DEADLINES, OPTIONS, Options
 ROOT = Path(__file__).parents[2]
 
 
-def bench(name: str, pace: float, handshake: float = 5.0, contender: str = "peer") -> Any:
-    return SimpleNamespace(
-        fullname=name, extra_info={"contender": contender, "gflops": pace, "handshake": handshake, "at": name}
-    )
+def bench(name: str, pace: float, handshake: float = 5.0, contender: str = "peer", seconds: float = 1.0) -> Any:
+    row = {"contender": contender, "gflops": pace, "handshake": handshake, "seconds": seconds, "dense_seconds": 1.0}
+    return SimpleNamespace(fullname=name, extra_info=row)
 
 
 @pytest.fixture
@@ -38,6 +37,7 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> Any:
                 monkeypatch.setattr(again, "time", SimpleNamespace(monotonic=lambda: float("inf")))
 
         monkeypatch.setattr(again, "_run", run)
+        monkeypatch.setattr(pace, "_share", pace.SHARE)
         monkeypatch.setattr(pace, "_seen", [100.0] * 3)
         monkeypatch.setattr(pace, "_shaken", [5.0] * 20)
         stash = {OPTIONS: options, DEADLINES: {"test_linear": 0.0}}
@@ -50,11 +50,11 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> Any:
     return visit
 
 
-def test_loud_figures_give_way_to_quieter_ones_what_the_package_chooses_first(visits: Any) -> None:
-    first = [bench("a", 80.0), bench("b", 99.0), bench("c", 99.0, 8.0), bench("d", 60.0, contender="auto")]
+def test_loud_figures_give_way_to_quieter_ones_what_the_package_chooses_first_then_the_cheap(visits: Any) -> None:
+    first = [bench("a", 80.0, seconds=2.0), bench("b", 99.0), bench("c", 99.0, 8.0), bench("d", 60.0, contender="auto")]
     later = {"a": [bench("a", 70.0), bench("a", 98.0)], "c": [bench("c", 98.0, 5.1)], "d": [bench("d", 100.0)]}
     found, order = visits(first, later, Options(minutes=60))
-    assert order == ["d", "a", "c", "a"]
+    assert order == ["d", "c", "a", "a"]
     assert [(each.fullname, each.extra_info["gflops"]) for each in found] == [
         ("a", 98),
         ("b", 99),

@@ -253,11 +253,11 @@ def test_where_it_is_never_quiet_the_quietest_rounds_count(monkeypatch: pytest.M
     assert slices.quiet(least=3) == ([2, 3, 4, 5], 60.0, 5.0)
 
 
-def test_quietness_takes_the_worse_of_pace_and_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quietness_is_the_worse_of_pace_and_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, [])
-    assert pace.quietness(100.0, 5.0) >= 1
-    assert pace.quietness(90.0, 5.0) < 1
-    assert pace.quietness(100.0, 7.0) < pace.quietness(90.0, 5.0)
+    good, slow, far = ({"gflops": g, "handshake": h} for g, h in ((100.0, 5.0), (90.0, 5.0), (100.0, 7.0)))
+    assert pace.quietness(good, pace.bounds()) >= 1
+    assert pace.quietness(far, pace.bounds()) < pace.quietness(slow, pace.bounds()) < 1
 
 
 def test_a_lucky_look_does_not_set_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:

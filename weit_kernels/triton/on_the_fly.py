@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weit_kernels.paths.pointwise import Grads, conv_functions
+from weit_kernels.paths.pointwise import Grads
 from weit_kernels.triton import panel
+from weit_kernels.triton.pixels import conv_functions
 from weit_kernels.triton.tiles import dot, narrow, power_of_two, precision
 
 

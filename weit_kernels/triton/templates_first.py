@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weit_kernels.paths.pointwise import Grads, conv_functions
+from weit_kernels.paths.pointwise import Grads
 from weit_kernels.triton.few_rows import tiles_for
+from weit_kernels.triton.pixels import conv_functions
 from weit_kernels.triton.tiles import Tiles, dot, launch, load_factor, load_rows, narrow, place
 from weit_kernels.triton.tuning import tuned
 from weit_kernels.triton.weight_grads import weight_grads

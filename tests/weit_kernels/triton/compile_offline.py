@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, compile
 
 from benchmarks.suite import load
 from weit_kernels.shapes import FEW_ROWS, KronShape
-from weit_kernels.triton import on_the_fly, scalers_first, sums, synth, templates_first, weight_grads
+from weit_kernels.triton import on_the_fly, pixels, scalers_first, sums, synth, templates_first, weight_grads
 from weit_kernels.triton.few_rows import few_rows_tiles
 from weit_kernels.triton.tiles import Tiles, forward_tiles, grad_tiles
 
@@ -126,6 +126,7 @@ def _dense(name: str, s: KronShape, rows: int, dtype: str, itemsize: int) -> Ite
         yield Kernel(f"synth ({suffix})", function, label, constants, pointers, tiles.warps, tiles.stages)
     constants = {"AR": 1, "AC": 1024, "A_ADDS": False, "BR": 256, "BC": 16, "B_ADDS": True}
     yield Kernel("sums", sums._kernel, label, constants, ("A", "A_total", "B", "B_total"), 4, 1)
+    yield Kernel("pixels", pixels._kernel, label, {"TILE": pixels._TILE}, ("source", "result"), 4, 3)
 
 
 def _forward(name: str, function: Any, label: str, tiles: Tiles, pointers: tuple[str, ...], straight: bool) -> Kernel:
@@ -153,7 +154,7 @@ def build(kernel: Kernel, dtype: str, capability: int) -> dict[str, Any]:
         else "i32"
         for name in names
     }  # fmt: skip
-    ragged = {"M", "N", "splits", "n", "m", "first", "last", "A_programs", "A_parts", "B_parts"}
+    ragged = {"M", "N", "splits", "n", "m", "first", "last", "A_programs", "A_parts", "B_parts", "rows", "columns"}
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
