@@ -13,9 +13,7 @@ from _pytest.runner import runtestprotocol
 
 from benchmarks import pace
 from benchmarks.contenders import AUTO
-from benchmarks.options import DEADLINES, OPTIONS
-
-_SHARE = 0.25  # of the first visits' time, where no minutes are given
+from benchmarks.options import AGAIN, DEADLINES, OPTIONS
 
 
 def visit_again(session: pytest.Session) -> None:
@@ -28,23 +26,25 @@ def visit_again(session: pytest.Session) -> None:
     if not options.cpu or options.quick:
         return
     now = time.monotonic()
-    ends = options.ends if options.ends < inf else now + _SHARE * (now - options.began)
+    ends = options.ends if options.ends < inf else now + AGAIN / (1 - AGAIN) * (now - options.began)
     session.config.stash[DEADLINES] = dict.fromkeys(session.config.stash[DEADLINES], inf)
     benches, items = session.config._benchmarksession.benchmarks, {item.nodeid: item for item in session.items}
     visits: Counter[str] = Counter()
+    given_up: set[str] = set()
     pace.wait_freely()
     while time.monotonic() < ends:
-        loud = [bench for bench in benches if "handshake" in bench.extra_info and _quietness(bench) < 1]
+        loud = [bench for bench in benches if bench.fullname not in given_up and _quietness(bench) < 1]
         if not loud:
             return
         bench = min(loud, key=lambda each: (visits[each.fullname], *_order(each.extra_info)))
         visits[bench.fullname] += 1
         before = len(benches)
-        _run(items[bench.fullname])
-        for found in benches[before:]:
-            if _quietness(found) > _quietness(bench):
-                benches[benches.index(bench)] = found
-        del benches[before:]
+        reports = runtestprotocol(items[bench.fullname], log=False, nextitem=None)
+        session.testsfailed += any(report.failed for report in reports)
+        if len(benches) == before:  # it failed, and is on record
+            given_up.add(bench.fullname)
+        elif _quietness(found := benches.pop()) > _quietness(bench):
+            benches[benches.index(bench)] = found
 
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, float]:
@@ -52,9 +52,5 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, float]:
 
 
 def _quietness(bench: Any) -> float:
-    return pace.quietness(bench.extra_info, pace.bounds())
-
-
-def _run(item: pytest.Item) -> None:
-    item._initrequest()  # type: ignore[attr-defined]  # fixtures anew, as in plugins that run failed tests again
-    runtestprotocol(item, log=False, nextitem=None)
+    row = bench.extra_info
+    return pace.quietness(row, pace.bounds()) if "handshake" in row else inf  # what is timed otherwise is left as it is

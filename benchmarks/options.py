@@ -68,7 +68,7 @@ class Options:
         total = sum(SHARES[name] for name in run)
         for name in filter(run.__contains__, SHARES):
             share += SHARES[name]
-            ends[name] = self.began + (self.ends - self.began) * first * share / total
+            ends[name] = self.began + 60 * self.minutes * first * share / total
         return ends
 
 

@@ -53,7 +53,7 @@ def gflops() -> float:
 
 
 def handshake() -> float:
-    """Seconds in which all threads begin and end a piece of work of next to nothing."""
+    """Seconds in which all threads begin and end a small piece of work."""
     numbers, times = _numbers(torch.get_num_threads()), []
     for _ in range(_HANDSHAKES):
         start = time.perf_counter()
@@ -106,6 +106,7 @@ class Slices:
 
     def begin_round(self) -> None:
         """Note that a round begins; where a slice is over, look, and wait for the next one, or for cores to be near."""
+        shaken = self._end_round()
         if time.monotonic() >= self._ends:
             start = time.monotonic()
             found = self._close()
@@ -115,30 +116,28 @@ class Slices:
             self._paces.append(found)
             now = time.monotonic()
             self._patience, self._ends = max(0.0, self._patience - (now - start)), now + max(SLICE, 4 * look)
+            shaken = handshake()  # looks and waits take longer than cores stay where they are
         self._of_rounds.append(len(self._paces) - 1)
-        self._handshakes.append(self._near(self._shake()))
+        self._handshakes.append(self._near(shaken))
 
     def quiet(self, least: int) -> tuple[list[int], float, float]:
-        """The rounds of quiet slices with near cores before and after, or, to be ``least``, of the quietest there are.
+        """The rounds of quiet slices with near cores before and after, or, to be ``least``, the quietest there are.
 
         Returns:
             The rounds, the slowest pace among them, and the slowest handshake.
         """
+        self._end_round()
         self._close()
-        self._shake()
-        near = {i for i, each in enumerate(self._handshakes) if _is_near(each)}
-        for candidates in (near, set(range(len(self._handshakes)))):
-            kept: set[int] = set()
-            for pace in sorted(set(self._paces), reverse=True):
-                if not _is_quiet(pace) and (len(kept) >= least or candidates is near):
-                    break
-                kept |= {i for i in candidates if self._paces[self._of_rounds[i]] == pace}
-            if len(kept) >= least:
-                break
-        paces = [self._paces[self._of_rounds[i]] for i in kept]
-        return sorted(kept), min(paces), max(self._handshakes[i] for i in kept)
+        rounds = [
+            {"gflops": self._paces[which], "handshake": shaken}
+            for which, shaken in zip(self._of_rounds, self._handshakes, strict=True)
+        ]
+        found = [quietness(each, bounds()) for each in rounds]
+        ranked = sorted(range(len(found)), key=lambda i: -found[i])
+        kept = sorted(ranked[: max(least, sum(each >= 1 for each in found))])
+        return kept, min(rounds[i]["gflops"] for i in kept), max(rounds[i]["handshake"] for i in kept)
 
-    def _shake(self) -> float:
+    def _end_round(self) -> float:
         """A handshake at the end of the round under way, if there is one."""
         found = handshake()
         if self._handshakes:

@@ -25,8 +25,9 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
     return Table(
         "The same, run again",
         f"How far the ratios of a second run are from those above: of those that were quiet in both, and of those that were "
-        f"not ({LOUD}), how many by no more than {AGREES:.0%}; the median; and the others, with the GFLOP/s of a matrix "
-        f"product beside both and what threads take to begin and end together. {alone} cases are in one of the runs only.",
+        f"not ({LOUD}) or may not have been, how many by no more than {AGREES:.0%}; the median; and the others, with the "
+        "GFLOP/s of a matrix product beside both and what threads take to begin and end together. "
+        f"{alone} cases are in one of the runs only.",
         ("suite", "contender", "quiet", "agree", f"not ({LOUD})", "agree", "median", "others"),
         lines,
         reason=True,
@@ -36,7 +37,7 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
 def _line(
     who: tuple[str, str], apart: Mapping[Case, float], first: Mapping[Case, Row], second: Mapping[Case, Row]
 ) -> list[str]:
-    loud = {case for case in apart if first[case].get("loud") or second[case].get("loud")}
+    loud = {case for case in apart if any(run[case].get("loud", True) for run in (first, second))}
     others = [case for case, change in apart.items() if abs(change) > AGREES]
     counts = [f"{n}" for some in (apart.keys() - loud, loud) for n in (len(some), len(some - set(others)))]
     said = [

@@ -115,8 +115,8 @@ def peers(rows: Sequence[Row]) -> Table:
 def not_ahead(rows: Sequence[Row]) -> Table:
     """Where something else is faster than ``auto``, and what differs."""
     lines = [
-        [case.shape, case.phase, case.name, f"{found[AUTO]['rows']}", f"{case.theirs:.2f}", f"{case.ours:.2f}",
-         f"{case.theirs / case.ours:.2f}", case.standing, case.differs]
+        [case.shape, case.phase, case.name, f"{found[AUTO]['rows']}", _ratio(found, case.name) or "1.00",
+         _ratio(found, AUTO), f"{case.theirs / case.ours:.2f}", case.standing, case.differs]
         for suites in (("linear", "conv2d"), ("peers",))
         for (shape, phase), found in cases(rows, suites).items()
         for case in behind(shape, phase, found)

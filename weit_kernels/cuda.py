@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -106,16 +107,25 @@ def _panels_are_faster(rows: int, T: Tensor, S: Tensor, wanted: int) -> bool:
     return panels < kernel
 
 
-def _swaps(x: Tensor) -> ModuleType:
-    """What puts channels last and first: a kernel, or torch's copies without Triton."""
-    if backends.why_not("panel", "triton", x.device, x.dtype):
+@cache
+def _swaps(device_type: str) -> ModuleType:
+    """What puts channels last and first: a kernel, or torch's copies where there is no Triton."""
+    if backends.why_not("panel", "triton", torch.device(device_type), torch.float32):
         return pointwise
     return importlib.import_module("weit_kernels.triton.pixels")
 
 
-_conv, _conv_backward = conv_functions(
-    linear, linear_backward, lambda maps: _swaps(maps).pixels(maps), lambda rows, like: _swaps(rows).maps(rows, like)
-)
+def _rows_of(maps: Tensor) -> Tensor:
+    rows: Tensor = _swaps(maps.device.type).rows_of(maps)
+    return rows
+
+
+def _maps_of(rows: Tensor, like: Tensor) -> Tensor:
+    maps: Tensor = _swaps(rows.device.type).maps_of(rows, like)
+    return maps
+
+
+_conv, _conv_backward = conv_functions(linear, linear_backward, _rows_of, _maps_of)
 
 PATHS = {
     "templates_first": SimpleNamespace(

@@ -12,7 +12,7 @@ from weit_kernels import cpp, tune
 from weit_kernels.backends import LINEAR, Form, pairs, why_not
 from weit_kernels.paths import PATHS
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES, WORKSPACE_BYTES, Cost, Maps, Product
-from weit_kernels.paths.convolution import ConvArgs
+from weit_kernels.paths.convolution import ConvArgs, in_step
 from weit_kernels.rates import REACHED, GpuRates, Rates, compiled_unproven, rates_for
 from weit_kernels.shapes import KronShape
 
@@ -69,6 +69,7 @@ class Request:
             moves = self.conv or ConvArgs.plain(len(s.kernel))
             conv = f"kernel {s.kernel} stride {moves.stride} dilation {moves.dilation}"
             conv += f" groups {moves.groups} pointwise {self.form.pointwise}"
+            conv += f" in step {in_step(self.size, self.dtype.itemsize)}" if self.form.pointwise else ""
         conv += " channels last" if self.channels_last else ""
         rows = f"rows {tune.bucket(self.rows)}"
         dtype = "tf32" if tf32 else str(self.dtype).removeprefix("torch.")
@@ -198,12 +199,24 @@ def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str
     if backend == "cpp":
         backward, least = phase == "backward", _least_pixels(request)
         return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, backward, parts, least)
+    copies = _copied(request, path, backend, phase)
     if not _reached(path, backend, phase):
-        return cost.workspace
+        return cost.workspace + copies
     if phase == "forward":
-        return 0
+        return copies
     # The CUDA kernels' backward pass takes panels where those are faster.
-    return WORKSPACE_BYTES if backend == "cuda" else GPU_BLOCK_BYTES
+    return copies + (WORKSPACE_BYTES if backend == "cuda" else GPU_BLOCK_BYTES)
+
+
+def _copied(request: Request, path: str, backend: str, phase: str) -> int:
+    """Bytes of maps that a convolution of one tap puts in order of rows: of ``x`` and ``y``, or ``dy``, ``x`` and ``dx``."""
+    s, size = request.shape, request.size
+    by_rows = path != "panel" or not in_step(size, request.dtype.itemsize)
+    pointwise = s.kernel and request.form.pointwise and not request.channels_last and prod(size) > 1
+    if backend not in ("triton", "cuda") or not pointwise or not by_rows:
+        return 0
+    numbers = s.in_features * (1 if phase == "forward" else 2) + s.out_features
+    return request.rows * numbers * request.dtype.itemsize
 
 
 def _least_pixels(request: Request) -> int:

@@ -1,9 +1,6 @@
 """Figures of loud moments are taken again, and the quieter ones stay."""
 
-import subprocess
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +8,11 @@ import pytest
 
 pytest.importorskip("pytest_benchmark")
 
-from benchmarks import again, pace
+from benchmarks import again, conftest, pace
 from benchmarks.options import DEADLINES, OPTIONS, Options
 
-ROOT = Path(__file__).parents[2]
+FAILS: Any = object()
+failed: list[int] = []
 
 
 def bench(name: str, pace: float, handshake: float = 5.0, contender: str = "peer", seconds: float = 1.0) -> Any:
@@ -28,23 +26,28 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def visit(benches: list[Any], later: dict[str, list[Any]], options: Options) -> tuple[list[Any], list[str]]:
         order: list[str] = []
+        failed.clear()
 
-        def run(item: Any) -> None:
+        def run(item: Any, log: bool, nextitem: Any) -> list[Any]:
             order.append(item.nodeid)
+            assert stash[DEADLINES] == {"test_linear": float("inf")}  # else it would be left out again
             if later[item.nodeid]:
-                benches.append(later[item.nodeid].pop(0))
-            else:
-                monkeypatch.setattr(again, "time", SimpleNamespace(monotonic=lambda: float("inf")))
+                found = later[item.nodeid].pop(0)
+                benches.extend([found] * (found is not FAILS))
+                return [SimpleNamespace(failed=found is FAILS)]
+            monkeypatch.setattr(again, "time", SimpleNamespace(monotonic=lambda: float("inf")))
+            return []
 
-        monkeypatch.setattr(again, "_run", run)
+        monkeypatch.setattr(again, "runtestprotocol", run)
         monkeypatch.setattr(pace, "_share", pace.SHARE)
         monkeypatch.setattr(pace, "_seen", [100.0] * 3)
         monkeypatch.setattr(pace, "_shaken", [5.0] * 20)
         stash = {OPTIONS: options, DEADLINES: {"test_linear": 0.0}}
         config = SimpleNamespace(stash=stash, _benchmarksession=SimpleNamespace(benchmarks=benches))
-        again.visit_again(
-            SimpleNamespace(config=config, items=[SimpleNamespace(nodeid=each.fullname) for each in benches])
-        )
+        items = [SimpleNamespace(nodeid=each.fullname) for each in benches]
+        session = SimpleNamespace(config=config, items=items, testsfailed=0)
+        again.visit_again(session)
+        failed.append(session.testsfailed)
         return benches, order
 
     return visit
@@ -76,24 +79,23 @@ def test_quick_runs_and_gpus_visit_once(visits: Any, options: Options) -> None:
     assert visits([bench("a", 10.0)], {}, options)[1] == []
 
 
-def test_a_second_visit_has_fixtures_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text(
-        "import pytest\n"
-        "from benchmarks.again import _run\n"
-        "@pytest.fixture\n"
-        "def fresh(): return []\n"
-        "@pytest.hookimpl(wrapper=True)\n"
-        "def pytest_runtestloop(session):\n"
-        "    yield\n"
-        "    _run(session.items[0])\n"
-    )
-    (tmp_path / "test_it.py").write_text(
-        "def test_it(fresh, benchmark):\n"
-        "    fresh.append(1)\n"
-        "    benchmark.pedantic(len, args=(fresh,))\n"
-        f"    open({str(tmp_path / 'log')!r}, 'a').write(f'{{fresh}}\\n')\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert (tmp_path / "log").read_text() == "[1]\n[1]\n"
+def test_what_fails_the_second_time_is_not_visited_a_third_and_fails_the_session(visits: Any) -> None:
+    first = [bench("a", 80.0), bench("b", 70.0)]
+    found, order = visits(first, {"a": [FAILS], "b": [bench("b", 60.0), bench("b", 100.0)]}, Options(minutes=60))
+    assert order == ["a", "b", "b"]
+    assert [each.extra_info["gflops"] for each in found] == [80.0, 100.0]
+    assert failed == [1]
+
+
+@pytest.mark.parametrize("collects", [False, True])
+def test_the_session_visits_again(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = []
+    monkeypatch.setattr(conftest, "visit_again", visited.append)
+    session: Any = SimpleNamespace(config=SimpleNamespace(option=SimpleNamespace(collectonly=collects)))
+    loop = conftest.pytest_runtestloop(session)
+    next(loop)
+    assert not visited  # before all tests have run
+    with pytest.raises(StopIteration) as ended:
+        loop.send(True)
+    assert ended.value.value is True
+    assert visited == [session] * (not collects)

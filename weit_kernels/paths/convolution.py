@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from types import ModuleType
 
 import torch
@@ -39,6 +40,11 @@ class ConvArgs:
         """Whether the convolution is one matrix product for each image."""
         axes = zip(kernel, self.stride, self.padding, strict=True)
         return self.groups == 1 and all(axis == (1, 1, 0) for axis in axes)
+
+
+def in_step(size: Sequence[int], itemsize: int) -> bool:
+    """Whether the channels of contiguous maps are 16 bytes apart, or a multiple: then GPUs read them in full width."""
+    return prod(size) * itemsize % 16 == 0
 
 
 def channels_last(maps: Tensor) -> bool:

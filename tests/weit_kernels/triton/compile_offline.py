@@ -154,7 +154,7 @@ def build(kernel: Kernel, dtype: str, capability: int) -> dict[str, Any]:
         else "i32"
         for name in names
     }  # fmt: skip
-    ragged = {"M", "N", "splits", "n", "m", "first", "last", "A_programs", "A_parts", "B_parts", "rows", "columns"}
+    ragged = {"M", "N", "splits", "n", "m", "first", "last", "A_programs", "A_parts", "B_parts", "height", "width"}
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
