@@ -235,7 +235,7 @@ def test_rounds_between_far_cores_do_not_count(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_round_ends_before_the_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    #                                                             the first round ends far, what begins the next is near again
+    #                                                                first round ends far, what begins the next is near
     machine = Machine(monkeypatch, repeat(100.0), handshakes=[5.0, 5.0, 7.0, 5.0, 5.1])
     slices = pace.Slices(0)
     for _ in range(2):
