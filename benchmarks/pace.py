@@ -6,7 +6,6 @@ threads take to begin and end something together, which depends on where on the 
 
 from __future__ import annotations
 
-import heapq
 import statistics
 import time
 from bisect import insort
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of the third best pace so far, since one look may be lucky; slower rounds count only where there are too few others.
+# Of the pace that a twentieth of all looks so far reached, since some are lucky; slower rounds count where there are too few
+# others.
 QUIET = 0.92
 PATIENCE = 1.5  # seconds that one contender on one shape waits for quiet
 SHARE = 0.15  # of the time since the first look that looking and waiting may take before waits end
@@ -31,8 +31,8 @@ _GRAIN = 32768  # elements that torch gives a thread at the least
 # A layer of DeiT-B: operands and result are 26 MB, more than cores have for themselves. Products that fit there do not
 # feel what others do to the cache that all share and to memory, from which dense layers are fed.
 _ROWS, _OUT, _IN = 1576, 2304, 768
-_seen: list[float] = []
-_shaken: list[float] = []  # in order of size
+_seen: list[float] = []  # in order of size, both
+_shaken: list[float] = []
 _share = SHARE
 _waited = 0.0
 _begun: float | None = None
@@ -48,7 +48,7 @@ def gflops() -> float:
         found = max(found, 2e-9 * _ROWS * _OUT * _IN / (time.perf_counter() - start))
         if _is_quiet(found):
             break
-    _seen.append(found)
+    insort(_seen, found)
     return found
 
 
@@ -193,7 +193,7 @@ def _is_near(handshake: float) -> bool:
 
 
 def _least_pace() -> float:
-    return QUIET * heapq.nlargest(3, _seen)[-1]
+    return QUIET * _seen[-1 - len(_seen) // 20]
 
 
 def _longest_handshake() -> float:
