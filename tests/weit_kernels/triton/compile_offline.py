@@ -58,6 +58,8 @@ def kernels(every: bool) -> Iterator[Kernel]:
             for dtype, itemsize in (("fp32", 4), ("16 bit", 2)) if every else (("16 bit", 2),):
                 yield from _linear(suite.name, suite.shape, suite.rows, suite.kind == "train", dtype, itemsize)
                 yield from _dense(suite.name, suite.shape, suite.rows, dtype, itemsize)
+    for dtype in ("fp32", "16 bit") if every else ("16 bit",):
+        yield Kernel("pixels", pixels._kernel, f"maps, {dtype}", {"TILE": pixels._TILE}, ("source", "result"), 4, 3)
 
 
 def _linear(name: str, s: KronShape, rows: int, train: bool, dtype: str, itemsize: int) -> Iterator[Kernel]:
@@ -126,7 +128,6 @@ def _dense(name: str, s: KronShape, rows: int, dtype: str, itemsize: int) -> Ite
         yield Kernel(f"synth ({suffix})", function, label, constants, pointers, tiles.warps, tiles.stages)
     constants = {"AR": 1, "AC": 1024, "A_ADDS": False, "BR": 256, "BC": 16, "B_ADDS": True}
     yield Kernel("sums", sums._kernel, label, constants, ("A", "A_total", "B", "B_total"), 4, 1)
-    yield Kernel("pixels", pixels._kernel, label, {"TILE": pixels._TILE}, ("source", "result"), 4, 3)
 
 
 def _forward(name: str, function: Any, label: str, tiles: Tiles, pointers: tuple[str, ...], straight: bool) -> Kernel:
