@@ -13,7 +13,9 @@ from _pytest.runner import runtestprotocol
 
 from benchmarks import pace
 from benchmarks.contenders import AUTO
-from benchmarks.options import AGAIN, DEADLINES, OPTIONS
+from benchmarks.options import DEADLINES, OPTIONS
+
+_SHARE = 0.25  # of the first visits' time, where no minutes are given
 
 
 def visit_again(session: pytest.Session) -> None:
@@ -26,7 +28,7 @@ def visit_again(session: pytest.Session) -> None:
     if not options.cpu or options.quick:
         return
     now = time.monotonic()
-    ends = options.ends if options.ends < inf else now + AGAIN / (1 - AGAIN) * (now - options.began)
+    ends = options.ends if options.ends < inf else now + _SHARE * (now - options.began)
     session.config.stash[DEADLINES] = dict.fromkeys(session.config.stash[DEADLINES], inf)
     benches, items = session.config._benchmarksession.benchmarks, {item.nodeid: item for item in session.items}
     visits: Counter[str] = Counter()

@@ -107,7 +107,8 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = [bench.extra_info for bench in config._benchmarksession.benchmarks if "ratio" in bench.extra_info]
+    found = [bench.extra_info for bench in config._benchmarksession.benchmarks if "ratio" in bench.extra_info]
+    rows = pace.marked(found, pace.bounds())
     for table in (ours(rows), peers(rows), whole_models(rows)):
         if table.rows:
             terminalreporter.section(table.title)

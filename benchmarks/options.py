@@ -21,7 +21,6 @@ SHARES = {
     "test_models": 0.06,
     "test_growth": 0.04,
 }
-AGAIN = 0.2  # of --minutes, kept for second visits on a CPU
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,13 @@ class Options:
         return self.began + 60 * self.minutes
 
     def deadlines(self, suites: Iterable[str]) -> dict[str, float]:
-        """When each of the suites that are run stops beginning new cases; what one leaves, the next ones have."""
+        """When each of the suites that are run stops beginning new cases; what one leaves, the next ones have, what all
+        leave is for second visits."""
         run, ends, share = set(suites), dict[str, float](), 0.0
-        first = 1 - AGAIN if self.cpu and not self.quick else 1.0
         total = sum(SHARES[name] for name in run)
         for name in filter(run.__contains__, SHARES):
             share += SHARES[name]
-            ends[name] = self.began + 60 * self.minutes * first * share / total
+            ends[name] = self.began + 60 * self.minutes * share / total
         return ends
 
 

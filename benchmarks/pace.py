@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -175,6 +175,11 @@ def bounds() -> dict[str, float]:
 def quietness(row: Mapping[str, Any], bounds: Mapping[str, float]) -> float:
     """At least 1 for figures of quiet moments: the worse of pace and handshake, over what they are bound by."""
     return min(row["gflops"] / bounds["gflops"], bounds["handshake"] / row["handshake"])
+
+
+def marked(rows: Iterable[Mapping[str, Any]], bounds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The same figures, ``loud`` if they are not of quiet moments; without ``bounds`` nobody knows."""
+    return [{**row, "loud": quietness(row, bounds) < 1} if bounds and "handshake" in row else dict(row) for row in rows]
 
 
 def _left(patience: float) -> float:

@@ -24,11 +24,11 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
         lines.append([*_line(("all", ""), apart, first, second)[:-1], ""])
     return Table(
         "The same, run again",
-        f"How far the ratios of a second run are from those above: of those that were quiet in both, and of those that were "
-        f"not ({LOUD}) or may not have been, how many by no more than {AGREES:.0%}; the median; and the others, with the "
-        "GFLOP/s of a matrix product beside both and what threads take to begin and end together. "
+        "How far the ratios of a second run are from those above: of those that were quiet in both, and of all others, loud "
+        f"ones ({LOUD}) and ones of which it is not known, how many by no more than {AGREES:.0%}; the median; and those "
+        "further apart, with the GFLOP/s of a matrix product beside both and what threads take to begin and end together. "
         f"{alone} cases are in one of the runs only.",
-        ("suite", "contender", "quiet", "agree", f"not ({LOUD})", "agree", "median", "others"),
+        ("suite", "contender", "quiet", "agree", "others", "agree", "median", "further apart"),
         lines,
         reason=True,
     )
@@ -37,12 +37,14 @@ def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:
 def _line(
     who: tuple[str, str], apart: Mapping[Case, float], first: Mapping[Case, Row], second: Mapping[Case, Row]
 ) -> list[str]:
-    loud = {case for case in apart if any(run[case].get("loud", True) for run in (first, second))}
-    others = [case for case, change in apart.items() if abs(change) > AGREES]
-    counts = [f"{n}" for some in (apart.keys() - loud, loud) for n in (len(some), len(some - set(others)))]
+    quiet = {case for case in apart if not any(run[case].get("loud", True) for run in (first, second))}
+    far = {case for case, change in apart.items() if abs(change) > AGREES}
+    counts = [f"{n}" for some in (quiet, apart.keys() - quiet) for n in (len(some), len(some - far))]
     said = [
-        f"{case[2]} {apart[case]:+.0%}{LOUD * (case in loud)} ({_pace(first[case])} and {_pace(second[case])})"
-        for case in others
+        f"{case[2]} {change:+.0%}{LOUD * any(run[case].get('loud', False) for run in (first, second))} "
+        f"({_pace(first[case])} and {_pace(second[case])})"
+        for case, change in apart.items()
+        if case in far
     ]
     return [*who, *counts, f"{statistics.median(map(abs, apart.values())):.1%}", "; ".join(said)]
 

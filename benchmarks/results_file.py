@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.memory import tables as memory_tables
-from benchmarks.pace import quietness
+from benchmarks.pace import marked
 from benchmarks.rerun import rerun
 from benchmarks.tables import Table
 
@@ -41,9 +41,7 @@ class Results:
     def rows(self) -> list[dict[str, Any]]:
         """The figures of every benchmark that has a ratio to the dense layer; ``loud``: not of a quiet moment."""
         found = [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
-        if not (bounds := self.data["weit"].get("quiet")):
-            return found
-        return [{**row, "loud": quietness(row, bounds) < 1} if "handshake" in row else row for row in found]
+        return marked(found, self.data["weit"].get("quiet", {}))
 
     @property
     def machine(self) -> dict[str, str]:

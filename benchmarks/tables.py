@@ -80,9 +80,9 @@ def ours(rows: Sequence[Row]) -> Table:
     return Table(
         "This package beside the dense layer",
         "Times are medians of interleaved rounds (of those in quiet moments, if what ran this says `quiet` and there were "
-        "enough), with their interquartile range, in ms; `ratio` is how many times as fast as the dense layer "
-        "of the same rounds. `limit` is that ratio if operations alone counted; in training they include "
-        "this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed the limit. "
+        "enough), with their interquartile range (of all rounds if it does not say so), in ms; `ratio` is how many times as "
+        "fast as the dense layer of the same rounds. `limit` is that ratio if operations alone counted; in training they "
+        "include this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed it. "
         "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
         "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`; `GFLOP/s` is what "
         "the machine gave to a dense matrix product next to the timing of `auto`: where it is low, others used its cores "

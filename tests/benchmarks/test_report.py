@@ -110,7 +110,7 @@ def test_a_second_run_is_compared_with_the_first(file: Path, tmp_path: Path) -> 
     text = out.read_text()
     assert "| linear | auto | 0 | 0 | 1 | 0 | 23.1% | llm_4096 train +23%~ (160, 5.0 µs and 80, 5.0 µs) |" in text
     assert "| linear | scalers_first_torch | 0 | 0 | 1 | 1 | 2.9% |  |" in text
-    assert "| growth | auto | 0 | 0 | 3 | 2 | 0.0% | one layer, N 4 -15%~ (unknown and unknown) |" in text
+    assert "| growth | auto | 0 | 0 | 3 | 2 | 0.0% | one layer, N 4 -15% (unknown and unknown) |" in text
     assert "| all |  | 0 | 0 | 10 | 8 | 0.0% |  |" in text
     assert text.count("\n## ") == 1
     report.main([str(again), "--out", str(out), "--plots", str(tmp_path)])
