@@ -35,7 +35,8 @@ def visit_again(session: pytest.Session) -> None:
     given_up: set[str] = set()
     pace.wait_freely()
     while time.monotonic() < ends:
-        loud = [bench for bench in benches if bench.fullname not in given_up and _quietness(bench) < 1]
+        limits = pace.bounds()
+        loud = [bench for bench in benches if bench.fullname not in given_up and _quietness(bench, limits) < 1]
         if not loud:
             return
         bench = min(loud, key=lambda each: (visits[each.fullname], *_order(each.extra_info)))
@@ -45,7 +46,7 @@ def visit_again(session: pytest.Session) -> None:
         session.testsfailed += any(report.failed for report in reports)
         if len(benches) == before:  # it failed, and is on record
             given_up.add(bench.fullname)
-        elif _quietness(found := benches.pop()) > _quietness(bench):
+        elif _quietness(found := benches.pop(), limits) > _quietness(bench, limits):
             benches[benches.index(bench)] = found
 
 
@@ -53,6 +54,6 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, float]:
     return row.get("contender", AUTO) != AUTO, row["seconds"] + row["dense_seconds"]
 
 
-def _quietness(bench: Any) -> float:
+def _quietness(bench: Any, limits: Mapping[str, float]) -> float:
     row = bench.extra_info
-    return pace.quietness(row, pace.bounds()) if "handshake" in row else inf  # what is timed otherwise is left as it is
+    return pace.quietness(row, limits) if "handshake" in row else inf  # what is timed otherwise is left as it is

@@ -132,7 +132,8 @@ class Slices:
             {"gflops": self._paces[which], "handshake": shaken}
             for which, shaken in zip(self._of_rounds, self._handshakes, strict=True)
         ]
-        found = [quietness(each, bounds()) for each in rounds]
+        limits = bounds()
+        found = [quietness(each, limits) for each in rounds]
         ranked = sorted(range(len(found)), key=lambda i: -found[i])
         kept = sorted(ranked[: max(least, sum(each >= 1 for each in found))])
         return kept, min(rounds[i]["gflops"] for i in kept), max(rounds[i]["handshake"] for i in kept)
