@@ -59,7 +59,9 @@ def kernels(every: bool) -> Iterator[Kernel]:
                 yield from _linear(suite.name, suite.shape, suite.rows, suite.kind == "train", dtype, itemsize)
                 yield from _dense(suite.name, suite.shape, suite.rows, dtype, itemsize)
     for dtype in ("fp32", "16 bit") if every else ("16 bit",):
-        yield Kernel("pixels", pixels._kernel, f"maps, {dtype}", {"TILE": pixels._TILE}, ("source", "result"), 4, 3)
+        for tall in (pixels._WIDE, pixels._LINES):
+            tile = {"TALL": tall, "WIDE": pixels._WIDE}
+            yield Kernel("pixels", pixels._kernel, f"maps, {dtype}", tile, ("source", "result"), tall // 16, 3)
 
 
 def _linear(name: str, s: KronShape, rows: int, train: bool, dtype: str, itemsize: int) -> Iterator[Kernel]:
