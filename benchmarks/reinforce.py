@@ -20,7 +20,8 @@ from benchmarks.tables import Table
 from weit.by_name import train_dense
 from weit.compare import jobs
 from weit.compare.config import LONGER
-from weit.compare.pool import Job, Pool
+from weit.compare.lines import Job
+from weit.compare.pool import Pool
 from weit.compare.run import cell_jobs
 from weit.compare.summary import spread
 from weit.files import atomic_write

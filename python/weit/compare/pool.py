@@ -1,16 +1,14 @@
-"""Jobs in single-thread worker processes; each leaves one JSON file, and a job whose file is there is not run again."""
+"""Single-thread worker processes for jobs; each job leaves one JSON file, and one whose file is there is not run again."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -21,28 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from weit.files import atomic_write
-
-
-@dataclass(frozen=True)
-class Job:
-    """One call of ``function(folder, paths, report, **arguments)`` in a worker.
-
-    ``folder`` is ``out / name``, for what the job leaves beside its result; ``report(share)`` says how much is done.
-
-    Attributes:
-        name: relative path; the result is written to ``out / (name + ".json")``.
-        function: at the top level of a module, so that a worker can import it; returns something JSON can hold.
-        arguments: what the result depends on, as JSON: a result with other arguments is not reused.
-        paths: where to find what the arguments name by content.
-        work: expected cost, in any unit: long jobs go first, and the progress bar counts it.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    arguments: dict[str, Any]
-    paths: dict[str, Path] = field(default_factory=dict)
-    work: float = 1.0
+from weit.compare.lines import Book, Job, Line, Returned, keep
 
 
 class Pool:
@@ -70,32 +47,44 @@ class Pool:
             process.kill()
 
     def run(self, jobs: Sequence[Job], title: str) -> list[Any]:
-        """The results of ``jobs``, in their order; those not on disk yet are computed, long ones first.
+        """The results of ``jobs``, in their order; raises as ``follow``."""
+
+        def line() -> Line[list[Any]]:
+            return (yield list(jobs))
+
+        return self.follow([line()], title)[0]
+
+    def follow(self, lines: Sequence[Line[Returned]], title: str, work: float = 0.0) -> list[Returned]:
+        """What each of ``lines`` returns; their jobs are computed, unless their results are on disk.
+
+        Args:
+            work: what all jobs may cost together, for the progress bar, which at first does not know all of them.
 
         Raises:
-            RuntimeError: a job failed or its worker died; results that were finished by then are on disk.
+            RuntimeError: a job failed or its worker died; results that were finished by then are on disk. And what a line
+                raises.
         """
-        if not jobs:  # no bar for nothing
-            return []
-        results = {job.name: _read(self._out, job) for job in jobs}
-        done = {job.name: float(results[job.name] is not None) for job in jobs}
-        waiting = sorted((job for job in jobs if results[job.name] is None), key=lambda job: job.work)
-        bar = tqdm(
-            total=sum(job.work for job in jobs),
+        book = Book(self._out, lines)
+        with tqdm(
             desc=title,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             mininterval=0.2 if sys.stderr.isatty() else 10,
-        )
-        with bar:
-            while waiting or self._busy:
-                while waiting and self._hire():
-                    self._give(waiting.pop())
+        ) as bar:
+            while book.advance():
+                while book.waiting and self._hire():
+                    self._give(book.waiting.pop()[1])
                 for job, share, result in self._collect():
-                    done[job.name], results[job.name] = share, result
-                bar.n = sum(done[job.name] * job.work for job in jobs)
-                bar.set_postfix_str(f"{sum(r is not None for r in results.values())} of {len(jobs)}", refresh=False)
+                    if share is None:
+                        book.finish(job, result)
+                    else:
+                        book.note(job, share)
+                bar.n, known = book.work
+                bar.total = max(work, known)
+                running = ", ".join(sorted({job.name.partition("/")[0] for job in self._busy.values()}))
+                bar.set_postfix_str(f"{len(book.results)} done, {running}".rstrip(", "), refresh=False)
                 bar.update(0)
-        return [results[job.name] for job in jobs]
+            bar.total = bar.n  # jobs may have fallen away
+        return book.returned
 
     def _hire(self) -> bool:
         """Whether a worker is idle, perhaps a new one."""
@@ -113,9 +102,9 @@ class Pool:
         self._busy[connection] = job
         connection.send(job)
 
-    def _collect(self) -> list[tuple[Job, float, Any]]:
-        """What workers say within a second: job, share done, and the result of a finished one, else None."""
-        news = []
+    def _collect(self) -> list[tuple[Job, float | None, Any]]:
+        """What workers say within a second: a job, and the share done, or ``None`` and its result."""
+        news: list[tuple[Job, float | None, Any]] = []
         for connection in wait(list(self._busy), timeout=1.0):
             assert isinstance(connection, Connection)
             job = self._busy[connection]
@@ -132,7 +121,7 @@ class Pool:
             if kind == "done":
                 del self._busy[connection]
                 self._idle.append(connection)
-            news.append((job, 1.0, answer) if kind == "done" else (job, answer, None))
+            news.append((job, None, answer) if kind == "done" else (job, answer, None))
         return news
 
 
@@ -149,11 +138,7 @@ def _serve(connection: Connection, out: Path) -> None:
             return
         try:
             result = job.function(out / job.name, job.paths, partial(_progress, connection), **job.arguments)
-            text = json.dumps(result)  # through JSON also when fresh, so that a resumed run sees the very same values
-            atomic_write(
-                _file(out, job), json.dumps({"arguments": job.arguments, "result": json.loads(text)}, indent=1)
-            )
-            answer = "done", json.loads(text)
+            answer = "done", keep(out, job, result)
         except Exception as error:
             answer = "failed", (f"{type(error).__name__}: {error}", traceback.format_exc())
         connection.send(answer)
@@ -168,17 +153,3 @@ def _die_with_parent() -> None:
 
 def _progress(connection: Connection, share: float) -> None:
     connection.send(("progress", share))
-
-
-def _file(out: Path, job: Job) -> Path:
-    return out / f"{job.name}.json"
-
-
-def _read(out: Path, job: Job) -> Any:
-    """The result on disk, or None if there is none of this very job."""
-    try:
-        record = json.loads(_file(out, job).read_text())
-        same = record["arguments"] == json.loads(json.dumps(job.arguments))
-        return record["result"] if same else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from weit.bank import TemplateBank
 from weit.by_name import check_built_with, digest
 from weit.compare import jobs
 from weit.compare.config import SOURCES, CompareConfig
-from weit.compare.pool import Job, Pool
-from weit.engine.run_folder import write_flags
+from weit.compare.lines import Job
 from weit.models import load_model
 from weit.models.sizes import parse_size, training_flops
 from weit.tasks import Size, Task
@@ -47,28 +45,29 @@ class Origin:
     smaller: tuple[Size, ...] = ()
 
 
-def prepare(
-    config: CompareConfig, task: Task, model: str, pool: Pool, flags: Mapping[str, Any] | None = None
-) -> dict[str, Origin]:
-    """The bank, and source and small model where a rival needs them; ``flags`` are kept once the folders are checked.
+def needed(config: CompareConfig) -> list[str]:
+    """The kinds that a comparison needs: a bank, and source and small model where a rival takes from them."""
+    taken = {SOURCES.get(name) for name in config.rivals} | {config.teacher}
+    return [BANK, *(kind for kind in (SOURCE, SMALL) if kind in taken)]
+
+
+def given(config: CompareConfig, task: Task, model: str) -> dict[str, Origin]:
+    """Those that the user gives.
 
     Raises:
-        ValueError, OSError: a folder that was given holds none. RuntimeError: a job failed.
+        ValueError, OSError: a folder holds none, or one of another task or model.
     """
-    taken = {SOURCES.get(name) for name in config.rivals} | {config.teacher}
-    needed = [BANK, *(kind for kind in (SOURCE, SMALL) if kind in taken)]
-    given = {kind: _read(kind, folder) for kind in needed if (folder := getattr(config, kind)) is not None}
-    for kind, origin in given.items():
+    found = {
+        kind: read_origin(kind, folder) for kind in needed(config) if (folder := getattr(config, kind)) is not None
+    }
+    for kind, origin in found.items():
         _check_family(kind, origin, task, model)
-    if flags is not None:
-        write_flags(config.out, flags)
-    missing = [kind for kind in needed if kind not in given]
-    taught = config.teacher in missing and BANK in missing  # then the bank waits for its teacher
-    for kinds in ([kind for kind in missing if kind != BANK], [BANK]) if taught else (missing,):
-        made = [_job(kind, config, task, model, given.get(config.teacher)) for kind in kinds]
-        for kind, job, result in zip(kinds, made, pool.run(made, "pre-training"), strict=True):
-            given[kind] = _read(kind, config.out / job.name, result["seconds"])
-    return {kind: given[kind] for kind in needed}
+    return found
+
+
+def work(kind: str, config: CompareConfig, task: Task, model: str) -> float:
+    """What making one costs, in the units of jobs."""
+    return config.pretrain_steps * training_flops(model, task.arguments(model, _size(kind, config)))
 
 
 def common(config: CompareConfig, task: Task, model: str, size: Size) -> dict[str, Any]:
@@ -76,7 +75,8 @@ def common(config: CompareConfig, task: Task, model: str, size: Size) -> dict[st
     return {"task": {**config.task_arguments, "data": task.name}, "model": model, "size": size}
 
 
-def _job(kind: str, config: CompareConfig, task: Task, model: str, teacher: Origin | None) -> Job:
+def making(kind: str, config: CompareConfig, task: Task, model: str, teacher: Origin | None) -> Job:
+    """The job that trains one; a bank learns from ``teacher``, if there is one."""
     paths: dict[str, Path] = {}
     every = max(1, config.pretrain_steps // 20)
     settings: dict[str, Any] = {
@@ -86,7 +86,7 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str, teacher: Orig
         "lr": config.pretrain_lr if kind == BANK else config.source_lr,
         **config.precision,
     }
-    size = parse_size({BANK: config.size, SOURCE: config.source_size, SMALL: config.small_size}[kind])
+    size = _size(kind, config)
     arguments = {**common(config, task, model, size), "settings": settings}
     if kind == BANK:
         shape = None if config.template_shape is None else list(config.template_shape)
@@ -95,11 +95,15 @@ def _job(kind: str, config: CompareConfig, task: Task, model: str, teacher: Orig
         if teacher is not None:
             arguments["teacher"], paths["teacher"] = teacher.digest, teacher.folder
     function = jobs.make_bank if kind == BANK else jobs.make_source
-    work = config.pretrain_steps * training_flops(model, task.arguments(model, size))
-    return Job(kind, function, arguments, paths, work=work)
+    return Job(kind, function, arguments, paths, work=work(kind, config, task, model))
 
 
-def _read(kind: str, folder: Path, seconds: float | None = None) -> Origin:
+def _size(kind: str, config: CompareConfig) -> Size:
+    return parse_size({BANK: config.size, SOURCE: config.source_size, SMALL: config.small_size}[kind])
+
+
+def read_origin(kind: str, folder: Path, seconds: float | None = None) -> Origin:
+    """One that is on disk; raises ``ValueError``, ``OSError`` where it is not."""
     if kind == BANK:
         source = TemplateBank.from_pretrained(folder).source
         if source is None:

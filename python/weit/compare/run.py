@@ -1,4 +1,7 @@
-"""Runs a comparison: what starts are taken from, the starts, a learning rate for each target and start, all seeds."""
+"""Runs a comparison: what starts are taken from, the starts, a learning rate for each target and start, all seeds.
+
+Each target and start is a line of jobs of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from typing import Any
 
 from weit.compare import jobs
 from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, CompareConfig
-from weit.compare.pool import Job, Pool
-from weit.compare.prepare import BANK, Origin, common, prepare
+from weit.compare.lines import Job, Line
+from weit.compare.pool import Pool
+from weit.compare.prepare import BANK, Origin, common, given, making, needed, read_origin, work
 from weit.compare.summary import Rates, Row, best_rates, kind_of, summarize
+from weit.engine.run_folder import write_flags
 from weit.models import create_model
 from weit.models.sizes import parse_size, training_flops
 from weit.rivals import RIVALS
@@ -57,21 +62,24 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
     sizes = {target: parse_size(target) for target in config.targets}
     for size in sizes.values():
         create_model(model, **task.arguments(model, size))  # what cannot be built is said before anything is trained
+    plan = _Plan(config, task, model)
+    if flags is not None:
+        write_flags(config.out, flags)
     if pool is not None:
-        return _Plan(config, task, model, prepare(config, task, model, pool, flags)).run(pool)
+        return plan.run(pool)
     with Pool(config.out, config.processes) as own:
-        return _Plan(config, task, model, prepare(config, task, model, own, flags)).run(own)
+        return plan.run(own)
 
 
 def cell_jobs(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], Job]:
     """The job behind every cell of a comparison: target, start and seed → what ``jobs.begin_cell`` begins with.
 
     Raises:
-        ValueError, OSError, RuntimeError: as ``prepare``, which reads what ``comparison.config.out`` holds.
+        ValueError, OSError, RuntimeError: as ``compare``; what it made first is read from ``comparison.config.out``.
     """
     config = comparison.config
-    task = config.task()
-    plan = _Plan(config, task, comparison.model, prepare(config, task, comparison.model, pool))
+    plan = _Plan(config, config.task(), comparison.model)
+    pool.follow([plan.origin(kind) for kind in needed(config)], "pre-training")
     return {
         (row.target, name, seed): plan.cell(row.target, name, outcome.lr, outcome.start_lr, seed)
         for row in comparison.rows
@@ -85,85 +93,116 @@ def start_name(target: str, lr: float, seed: int) -> str:
     return f"starts/{target}-lr{lr:g}-seed{seed}"
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """What came of a target and start: its rates and all seeds' results, or why the start cannot serve the target."""
+
+    rates: Rates = (0.0, None)
+    results: tuple[dict[str, Any], ...] = ()
+    absent: str = ""
+    fitting: float = 0.0  # seconds
+
+
 class _Plan:
     """A checked configuration and the jobs that follow from it."""
 
-    def __init__(self, config: CompareConfig, task: Task, model: str, origins: dict[str, Origin]) -> None:
-        self.config, self.task, self.model, self.origins = config, task, model, origins
+    def __init__(self, config: CompareConfig, task: Task, model: str) -> None:
+        self.config, self.task, self.model = config, task, model
+        self.origins = given(config, task, model)
         self.sizes = {target: parse_size(target) for target in config.targets}
-        arguments = {target: task.arguments(model, size) for target, size in self.sizes.items()}
-        self.item_flops = {target: training_flops(model, each) for target, each in arguments.items()}
-        self.pretraining = {name: self._pretraining(name) for name in config.starts}
-        self.absent: dict[tuple[str, str], str] = {}
-        for name in config.rivals:
-            if name == LONGER:
-                continue
-            network = self.origins[SOURCES[name]].network if name in SOURCES else None
-            for target, each in arguments.items():
-                try:  # without learning that takes no time
-                    steps = {"steps": 0} if name in LEARNED else {}
-                    RIVALS[name](create_model(model, **each), network, **steps)
-                except ValueError as error:
-                    self.absent[target, name] = str(error)
+        self.arguments = {target: task.arguments(model, size) for target, size in self.sizes.items()}
+        self.item_flops = {target: training_flops(model, each) for target, each in self.arguments.items()}
 
     def run(self, pool: Pool) -> Comparison:
-        config = self.config
-        seeds = range(config.seeds)
-        chosen = [name for name in config.starts if name != LONGER]
-        pairs = [(target, name) for target in self.sizes for name in chosen if (target, name) not in self.absent]
-        rates = self._rates(pairs, pool)
-        if LONGER in config.rivals:
-            rates |= {(target, LONGER): rates[target, SCRATCH] for target in self.sizes}
-        own = {target: rates[target, WEIT][1] for target in self.sizes}
-        fitted = pool.run(
-            [self._start(each, seed, own[each]) for each in self.sizes for seed in seeds], "fitting scalers"
-        )
-        if any("diverged" in result for result in fitted):
-            raise RuntimeError("fitting scalers diverged at the rates of fit_lrs; lower ones may help")
-        cells = {(*pair, seed): self.cell(*pair, *each, seed) for pair, each in rates.items() for seed in seeds}
-        results = dict(zip(cells, pool.run(list(cells.values()), "seeds"), strict=True))
+        # WeiT's jobs wait for the longest and depend on each other most, so they go first; last go the cheapest cells.
+        costly = sorted(self.sizes, key=lambda target: -self.item_flops[target])
+        pairs = [(target, name) for name in reversed(self.config.starts) for target in costly]
+        found = dict(zip(pairs, pool.follow([*map(self._cells, pairs)], "comparing", self._work()), strict=True))
+        served = {name: sum(not found[target, name].absent for target in self.sizes) for name in self.config.starts}
         rows = []
         for target, size in self.sizes.items():
-            present = [name for name in config.starts if (target, name) not in self.absent]
-            outcomes = {
-                name: (rates[target, name], [results[target, name, seed] for seed in seeds]) for name in present
-            }
-            extra = {name: self._extra_steps(target, name) for name in present}
-            price = self.item_flops[target] * config.batch_size
-            absent = {name: reason for (where, name), reason in self.absent.items() if where == target}
+            present = {name: found[target, name] for name in self.config.starts if not found[target, name].absent}
+            outcomes = {name: (cells.rates, list(cells.results)) for name, cells in present.items()}
+            extra = {name: self._extra_steps(target, name, served[name]) for name in present}
+            price = self.item_flops[target] * self.config.batch_size
+            absent = {name: reason for name in self.config.starts if (reason := found[target, name].absent)}
             kind = kind_of(size, self.origins[BANK].arguments, self.origins[BANK].smaller)
             rows.append(summarize(target, kind, price, outcomes, extra, self.task.metrics, absent))
         seconds = {kind: origin.seconds for kind, origin in self.origins.items() if origin.seconds is not None}
         return Comparison(
-            config,
+            self.config,
             self.task.name,
             self.model,
             self.task.metrics,
             rows,
-            self.pretraining,
+            {name: self._pretraining(name) for name in self.config.starts},
             self.origins[BANK].arguments,
-            {**seconds, "fitting": sum(each["seconds"] for each in fitted)},
+            {**seconds, "fitting": sum(cells.fitting for cells in found.values())},
         )
 
-    def _rates(self, pairs: list[tuple[str, str]], pool: Pool) -> dict[tuple[str, str], Rates]:
-        """The learning rates of each target and start, while it trains and before: the best of a trial each, first seed."""
-        grids = {
-            pair: [(lr, own) for lr in self.config.lrs for own in self.config.own_rates(pair[1])] for pair in pairs
-        }
-        tried = [(*pair, *rates) for pair, grid in grids.items() for rates in grid if len(grid) > 1]
-        starts = {(target, own): self._start(target, 0, own) for target, name, _, own in tried if name == WEIT and own}
-        fitted = pool.run(list(starts.values()), "fitting scalers at each rate")
-        lost = {key for key, result in zip(starts, fitted, strict=True) if "diverged" in result}
-        tried = [
-            (target, name, lr, own) for target, name, lr, own in tried if name != WEIT or (target, own) not in lost
-        ]
-        found = pool.run([self._trial(*each) for each in tried], "learning rates")
+    def origin(self, kind: str) -> Line[Origin]:
+        """The bank or the trained dense model that starts are taken from; made the first time, unless it was given."""
+        if kind not in self.origins:
+            taught = kind == BANK and self.config.teacher != "none"
+            teacher = (yield from self.origin(self.config.teacher)) if taught else None
+            job = making(kind, self.config, self.task, self.model, teacher)
+            (result,) = yield [job]
+            if kind not in self.origins:  # else another line waited for it too, and has read it
+                self.origins[kind] = read_origin(kind, self.config.out / job.name, result["seconds"])
+        return self.origins[kind]
+
+    def _cells(self, pair: tuple[str, str]) -> Line[_Cells]:
+        """All that one target and start takes, from its origin to the last seed."""
+        target, name = pair
+        if name in (WEIT, LONGER):
+            yield from self.origin(BANK)
+        elif name != SCRATCH and (reason := (yield from self._absent(target, name))):
+            return _Cells(absent=reason)
+        rates = yield from self._rates(target, SCRATCH if name == LONGER else name)
+        seeds, seconds = range(self.config.seeds), 0.0
+        if name == WEIT:
+            fitted = yield [self._start(target, seed, rates[1]) for seed in seeds]
+            if any("diverged" in result for result in fitted):
+                raise RuntimeError("fitting scalers diverged at the rates of fit_lrs; lower ones may help")
+            seconds = sum(result["seconds"] for result in fitted)
+        results = yield [self.cell(target, name, *rates, seed) for seed in seeds]
+        return _Cells(rates, tuple(results), fitting=seconds)
+
+    def _absent(self, target: str, name: str) -> Line[str]:
+        """Why a rival cannot serve a target, if it cannot."""
+        network = (yield from self.origin(SOURCES[name])).network if name in SOURCES else None
+        try:  # without learning that takes no time
+            steps = {"steps": 0} if name in LEARNED else {}
+            RIVALS[name](create_model(self.model, **self.arguments[target]), network, **steps)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _rates(self, target: str, name: str) -> Line[Rates]:
+        """The learning rates of a target and start, while it trains and before: the best of a trial each, first seed."""
+        grid = [(lr, own) for lr in self.config.lrs for own in self.config.own_rates(name)]
+        if len(grid) == 1:
+            return grid[0]
+        lost: set[float | None] = set()
+        if name == WEIT:
+            rates = self.config.own_rates(name)
+            fitted = yield [self._start(target, 0, own) for own in rates]
+            lost = {own for own, result in zip(rates, fitted, strict=True) if "diverged" in result}
+        tried = [(lr, own) for lr, own in grid if own not in lost]
+        found = yield [self._trial(target, name, *each) for each in tried]
         scores = {each: result["score"] for each, result in zip(tried, found, strict=True)}
-        metric = self.task.metrics[0]
-        return {
-            pair: best_rates({rates: scores.get((*pair, *rates)) for rates in grid}, metric)
-            for pair, grid in grids.items()
-        }
+        return best_rates({each: scores.get(each) for each in grid}, self.task.metrics[0])
+
+    def _work(self) -> float:
+        """What all jobs may cost, as they count it: as if all starts served all targets, and none trained for longer."""
+        config = self.config
+        grids = {name: len(config.lrs) * len(config.own_rates(name)) for name in config.starts if name != LONGER}
+        trials = sum(count for count in grids.values() if count > 1)
+        fits = config.seeds + (len(config.own_rates(WEIT)) - 1 if grids[WEIT] > 1 else 0)
+        steps = (trials + len(config.starts) * config.seeds) * config.steps + fits * config.fit_steps
+        missing = [kind for kind in needed(config) if kind not in self.origins]
+        made = sum(work(kind, config, self.task, self.model) for kind in missing)
+        return made + steps * sum(self.item_flops.values())
 
     def _pretraining(self, name: str) -> float:
         """Operations that were spent before a target is known."""
@@ -176,9 +215,12 @@ class _Plan:
             return origin.flops + 4 * origin.answer_flops * self.config.fit_steps * self.config.batch_size
         return origin.flops
 
-    def _extra_steps(self, target: str, name: str) -> float:
-        """Work before step 0 in training steps of the target: fitting, and an equal share of the pre-training."""
-        share = self.pretraining[name] / sum((other, name) not in self.absent for other in self.sizes)
+    def _extra_steps(self, target: str, name: str, served: int) -> float:
+        """Work before step 0 in training steps of the target: fitting, and an equal share of the pre-training.
+
+        ``served``: how many targets share that.
+        """
+        share = self._pretraining(name) / served
         fitting = float(self.config.fit_steps if name in (WEIT, "ligo", "distillation") else 0)
         if name == "distillation":
             fitting *= 1 + self.origins[SOURCES[name]].answer_flops / self.item_flops[target]
@@ -204,7 +246,7 @@ class _Plan:
     def cell(self, target: str, name: str, peak: float, start_lr: float | None, seed: int) -> Job:
         """Training of one target at the peak rate ``peak`` from a start; ``start_lr``: at which that learned, if it did."""
         config = self.config
-        steps = config.steps + (round(self._extra_steps(target, WEIT)) if name == LONGER else 0)
+        steps = config.steps + (round(self._extra_steps(target, WEIT, len(self.sizes))) if name == LONGER else 0)
         start: dict[str, Any] = {}
         found: dict[str, Path] = {}
         if name == WEIT:

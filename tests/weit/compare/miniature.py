@@ -14,12 +14,23 @@ class Here:
     def __init__(self, out):
         self.out, self.ran = out, {}
 
-    def run(self, jobs, title):
-        for job in jobs:
-            if job.name not in self.ran:
-                result = job.function(self.out / job.name, job.paths, lambda share: None, **job.arguments)
-                self.ran[job.name] = job, json.loads(json.dumps(result))
-        return [self.ran[job.name][1] for job in jobs]
+    def follow(self, lines, title, work=0.0):
+        return [self._whole(line) for line in lines]
+
+    def _whole(self, line):
+        results = None
+        while True:
+            try:
+                asked = line.send(results)
+            except StopIteration as end:
+                return end.value
+            results = [self._result(job) for job in asked]
+
+    def _result(self, job):
+        if job.name not in self.ran:
+            result = job.function(self.out / job.name, job.paths, lambda share: None, **job.arguments)
+            self.ran[job.name] = job, json.loads(json.dumps(result))
+        return self.ran[job.name][1]
 
 
 def flops(target):

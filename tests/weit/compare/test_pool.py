@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from weit.compare.pool import Job, Pool
+from weit.compare.lines import Job
+from weit.compare.pool import Pool
 
 
 def double(folder, paths, report, *, value):

@@ -129,7 +129,7 @@ def test_a_pre_training_that_was_interrupted_goes_on(tmp_path, kind, monkeypatch
 
 def test_the_call_is_kept_from_before_the_first_job(tmp_path):
     class Stopped(Here):
-        def run(self, jobs, title):
+        def follow(self, lines, title, work=0.0):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
