@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import pace
 from benchmarks.again import visit_again
 from benchmarks.allocator import keep_freed_memory, use_large_pages
 from benchmarks.options import DEADLINES, OPTIONS, SHARES, Options, add_options, read_options
@@ -102,13 +101,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     options = config.stash[OPTIONS]
     dtype = str(options.dtype).removeprefix("torch.")
-    output_json["weit"] = {"device": options.device, "dtype": dtype, "quick": options.quick, "quiet": pace.bounds()}
+    output_json["weit"] = {"device": options.device, "dtype": dtype, "quick": options.quick}
     output_json["weit"] |= config.stash[RECORD].rows()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    found = [bench.extra_info for bench in config._benchmarksession.benchmarks if "ratio" in bench.extra_info]
-    rows = pace.marked(found, pace.bounds())
+    rows = [bench.extra_info for bench in config._benchmarksession.benchmarks if "ratio" in bench.extra_info]
     for table in (ours(rows), peers(rows), whole_models(rows)):
         if table.rows:
             terminalreporter.section(table.title)

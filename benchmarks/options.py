@@ -48,12 +48,8 @@ class Options:
 
     @property
     def seconds(self) -> float:
-        """Measuring time for one contender on one shape."""
-        return 0.02 if self.quick else 0.3
-
-    @property
-    def least_rounds(self) -> int:
-        return 3 if self.quick else 5
+        """Measuring time for one contender on one shape in one visit."""
+        return 0.02 if self.quick else 0.25
 
     @property
     def ends(self) -> float:
@@ -62,7 +58,7 @@ class Options:
 
     def deadlines(self, suites: Iterable[str]) -> dict[str, float]:
         """When each of the suites that are run stops beginning new cases; what one leaves, the next ones have, what all
-        leave is for second visits."""
+        leave is for later visits."""
         run, ends, share = set(suites), dict[str, float](), 0.0
         total = sum(SHARES[name] for name in run)
         for name in filter(run.__contains__, SHARES):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import pytest
@@ -23,6 +23,7 @@ class Record:
         budgets: what fits into a given memory.
         keeps_memory: memory that was freed stayed with the process.
         large_pages: large tensors lay on large pages.
+        visits: seconds of the dense layer and of the contender in each round of each visit, by benchmark. Not for the file.
     """
 
     not_run: list[dict[str, str]] = field(default_factory=list)
@@ -31,6 +32,7 @@ class Record:
     budgets: list[dict[str, Any]] = field(default_factory=list)
     keeps_memory: bool = False
     large_pages: bool = False
+    visits: dict[str, list[list[tuple[float, float]]]] = field(default_factory=dict)
 
     def skip(self, who: dict[str, str], reason: str) -> None:
         """Note why something does not run, and leave the test."""
@@ -48,8 +50,8 @@ class Record:
         raise Noted(self.note(who, error), pytrace=False)
 
     def rows(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return asdict(self)
+        """What the file holds."""
+        return {name: rows for name, rows in vars(self).items() if name != "visits"}
 
 
 RECORD = pytest.StashKey[Record]()

@@ -10,7 +10,6 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.memory import tables as memory_tables
-from benchmarks.pace import marked
 from benchmarks.rerun import rerun
 from benchmarks.tables import Table
 
@@ -39,9 +38,8 @@ class Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The figures of every benchmark that has a ratio to the dense layer; ``loud``: not of a quiet moment."""
-        found = [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
-        return marked(found, self.data["weit"].get("quiet", {}))
+        """The figures of every benchmark that has a ratio to the dense layer."""
+        return [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
 
     @property
     def machine(self) -> dict[str, str]:
@@ -53,23 +51,11 @@ class Results:
             "threads": f"{info['threads']}",
             **({"freed memory": "kept"} if self.data["weit"].get("keeps_memory") else {}),
             **({"large tensors": "on large pages"} if self.data["weit"].get("large_pages") else {}),
-            **self._quiet,
             "device": self.data["weit"]["device"],
             "dtype": self.data["weit"]["dtype"],
             "commit": f"{str(commit.get('id'))[:12]}{dirty}",
             "date": self.data["datetime"][:10],
         }
-
-    @property
-    def _quiet(self) -> dict[str, str]:
-        """How many figures come from moments that were quiet by all that the run had seen in the end."""
-        told = [row["loud"] for row in self.rows if "loud" in row]
-        quiet = f"in {told.count(False)} of {len(told)} figures"
-        return (
-            {"quiet": f"{quiet} (ratios of the others have a {tables.LOUD}: they may differ by more in another run)"}
-            if told
-            else {}
-        )
 
     @property
     def warning(self) -> str:

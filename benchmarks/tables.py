@@ -10,7 +10,6 @@ from benchmarks.behind import behind
 
 Row = Mapping[str, Any]
 AUTO, MATERIALISED, COMPILED = "auto", "materialised", "materialised_compiled"
-LOUD = "~"
 PATHS = ("templates_first_", "scalers_first_", "panel_", "on_the_fly_")
 
 
@@ -74,21 +73,18 @@ def ours(rows: Sequence[Row]) -> Table:
                 f"{best} {_ratio(found, best)}" if best else "",
                 _ratio(found, MATERIALISED),
                 _ratio(found, COMPILED),
-                f"{auto['gflops']:.0f}" if "gflops" in auto else "",
+                f"{auto['visits']}" if "visits" in auto else "",
             ]
         )
     return Table(
         "This package beside the dense layer",
-        "Times are medians of interleaved rounds (of those in quiet moments, if what ran this says `quiet` and there were "
-        "enough), with their interquartile range (of all rounds if it does not say so), in ms; `ratio` is how many times as "
-        "fast as the dense layer of the same rounds. `limit` is that ratio if operations alone counted; in training they "
+        f"{_times(rows)} `ratio` is how many times as fast as the dense layer of the same rounds. "
+        "`limit` is that ratio if operations alone counted; in training they "
         "include this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed it. "
         "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
-        "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`; `GFLOP/s` is what "
-        "the machine gave to a dense matrix product next to the timing of `auto`: where it is low, others used its cores "
-        "or caches, from which both layers suffer, not equally.",
+        "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`.",
         ("shape", "phase", "rows", "dense", "auto", "ratio", "limit", "share", "plan", "best path", MATERIALISED,
-         "compiled", "GFLOP/s"),
+         "compiled", "visits"),
         lines,
     )  # fmt: skip
 
@@ -176,13 +172,22 @@ def _time(seconds: float, iqr: float) -> str:
     return f"{1e3 * seconds:.3f} ± {1e3 * iqr:.3f}"
 
 
-def ratio(row: Row) -> str:
-    """With a mark where no visit was in a quiet moment."""
-    return f"{row['ratio']:.2f}{LOUD * bool(row.get('loud'))}"
+def _times(rows: Sequence[Row]) -> str:
+    """What the times are."""
+    if not any("visits" in row for row in rows):
+        return "Times are medians of interleaved rounds with their interquartile range, in ms;"
+    return (
+        "Times are what the fastest tenth of the interleaved rounds take, of all `visits` together, in ms, with the "
+        "interquartile range of all rounds: other users of the machine slow rounds down and make none faster;"
+    )
 
 
 def _ratio(found: Mapping[str, Row], name: str) -> str:
     return ratio(found[name]) if name in found else ""
+
+
+def ratio(row: Row) -> str:
+    return f"{row['ratio']:.2f}"
 
 
 def _about(found: Cases, name: str) -> str:

@@ -15,6 +15,7 @@ from benchmarks.contenders.dense import dense_layer
 from benchmarks.duel import interleave, synchronised
 from benchmarks.operands import Operands, make_step
 from benchmarks.options import Options
+from benchmarks.record import Record
 from benchmarks.suite import SuiteShape
 from weit_kernels.shapes import KronShape
 
@@ -44,18 +45,18 @@ def _layer(axis: str, value: int) -> SuiteShape:
 
 
 @pytest.mark.parametrize(("axis", "value"), _cases(LAYER_SWEEPS))
-def test_layer(benchmark: BenchmarkFixture, axis: str, value: int, options: Options) -> None:
+def test_layer(benchmark: BenchmarkFixture, axis: str, value: int, options: Options, record: Record) -> None:
     given = Operands(_layer(axis, value), options.device, options.dtype)
     (auto,) = (contender for contender in CONTENDERS if contender.name == AUTO)
     ours, theirs = (
         synchronised(make_step(module, given, "train"), options.device)
         for module in (auto.build(given), dense_layer(given))
     )
-    _time(benchmark, ours, theirs, "one layer", axis, value, options)
+    _time(benchmark, ours, theirs, "one layer", axis, value, options, record)
 
 
 @pytest.mark.parametrize(("axis", "value"), _cases(MODEL_SWEEPS))
-def test_model(benchmark: BenchmarkFixture, axis: str, value: int, options: Options) -> None:
+def test_model(benchmark: BenchmarkFixture, axis: str, value: int, options: Options, record: Record) -> None:
     batch = value if axis == "batch" else BATCH
     sizes = MODEL if axis == "batch" else {**MODEL, axis: value}
     images = torch.randn(batch, 3, 32, 32, device=options.device, dtype=options.dtype)
@@ -66,12 +67,19 @@ def test_model(benchmark: BenchmarkFixture, axis: str, value: int, options: Opti
         )
         for bank in (models.BANK, None)
     )
-    _time(benchmark, ours, theirs, "small ViT, a training step", axis, value, options)
+    _time(benchmark, ours, theirs, "small ViT, a training step", axis, value, options, record)
 
 
 def _time(
-    benchmark: BenchmarkFixture, ours: Any, theirs: Any, what: str, axis: str, value: int, options: Options
+    benchmark: BenchmarkFixture,
+    ours: Any,
+    theirs: Any,
+    what: str,
+    axis: str,
+    value: int,
+    options: Options,
+    record: Record,
 ) -> None:
     benchmark.group = f"growth of {what} with {axis}"
-    timings = interleave(benchmark, ours, theirs, options)
+    timings = interleave(benchmark, ours, theirs, options, record)
     benchmark.extra_info.update(suite="growth", what=what, axis=axis, value=value, **timings)

@@ -40,7 +40,7 @@ def test_layer(benchmark: BenchmarkFixture, bank: bool, options: Options, record
         return module(x).sum()
 
     benchmark.group = "memory: one layer, forward and backward"
-    benchmark.pedantic(lambda: loss().backward(), rounds=options.least_rounds, warmup_rounds=1)
+    benchmark.pedantic(lambda: loss().backward(), rounds=3, warmup_rounds=1)
     predicted = layer_memory((out, inn), rows, kron if bank else None, options.dtype, options.device)
     title = f"one layer {out} x {inn}, {rows} rows"
     record.memory.append(_row(title, options, kron if bank else None, measure(module, loss), predicted, "measured"))

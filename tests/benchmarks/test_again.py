@@ -1,6 +1,7 @@
-"""Figures of loud moments are taken again, and the quieter ones stay."""
+"""All figures are visited again while there is time, and each keeps what all of its visits found."""
 
 import time
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,83 +9,75 @@ import pytest
 
 pytest.importorskip("pytest_benchmark")
 
-from benchmarks import again, conftest, pace
+from benchmarks import again, conftest
 from benchmarks.options import DEADLINES, OPTIONS, Options
 
-FAILS: Any = object()
-failed: list[int] = []
+
+def bench(name: str, contender: str = "peer", **figures: Any) -> Any:
+    return SimpleNamespace(fullname=name, stats="first", extra_info={"contender": contender, "ratio": 1.0, **figures})
 
 
-def bench(name: str, pace: float, handshake: float = 5.0, contender: str = "peer", seconds: float = 1.0) -> Any:
-    row = {"contender": contender, "gflops": pace, "handshake": handshake, "seconds": seconds, "dense_seconds": 1.0}
-    return SimpleNamespace(fullname=name, extra_info=row)
+class Session:
+    """What ``visit_again`` needs of pytest; a visit moves its clock by a minute; ``fails``: visits that fail, by number."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, options: Options, *benches: Any, fails: tuple[int, ...] = ()) -> None:
+        self.stash = {OPTIONS: options, DEADLINES: {"test_linear": 0.0}}
+        self.benches, self.items = [*benches], [SimpleNamespace(nodeid=each.fullname) for each in benches]
+        self.config = SimpleNamespace(stash=self.stash, _benchmarksession=SimpleNamespace(benchmarks=self.benches))
+        self.testsfailed, self.order, self.now, self.fails, self.number = 0, [], options.began, fails, count()
+        patch.setattr(again, "runtestprotocol", self.run)
+        patch.setattr(again, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def run(self, item: Any, log: bool, nextitem: Any) -> list[Any]:
+        assert self.stash[DEADLINES] == {"test_linear": float("inf")}  # else it would be left out again
+        self.now += 60
+        self.order.append(item.nodeid)
+        number = next(self.number)
+        if number not in self.fails:
+            self.benches.append(
+                SimpleNamespace(fullname=item.nodeid, stats=f"{number}", extra_info={"ratio": 2.0 + number})
+            )
+        return [SimpleNamespace(failed=number in self.fails)]
+
+    def visited(self) -> list[str]:
+        again.visit_again(self)
+        return self.order
 
 
-@pytest.fixture
-def visits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Calls ``visit_again`` on figures, with what later visits find; returns the figures and who was visited."""
-
-    def visit(benches: list[Any], later: dict[str, list[Any]], options: Options) -> tuple[list[Any], list[str]]:
-        order: list[str] = []
-        failed.clear()
-
-        def run(item: Any, log: bool, nextitem: Any) -> list[Any]:
-            order.append(item.nodeid)
-            assert stash[DEADLINES] == {"test_linear": float("inf")}  # else it would be left out again
-            if later[item.nodeid]:
-                found = later[item.nodeid].pop(0)
-                benches.extend([found] * (found is not FAILS))
-                return [SimpleNamespace(failed=found is FAILS)]
-            monkeypatch.setattr(again, "time", SimpleNamespace(monotonic=lambda: float("inf")))
-            return []
-
-        monkeypatch.setattr(again, "runtestprotocol", run)
-        monkeypatch.setattr(pace, "_share", pace.SHARE)
-        monkeypatch.setattr(pace, "_seen", [100.0] * 3)
-        monkeypatch.setattr(pace, "_shaken", [5.0] * 20)
-        stash = {OPTIONS: options, DEADLINES: {"test_linear": 0.0}}
-        config = SimpleNamespace(stash=stash, _benchmarksession=SimpleNamespace(benchmarks=benches))
-        items = [SimpleNamespace(nodeid=each.fullname) for each in benches]
-        session = SimpleNamespace(config=config, items=items, testsfailed=0)
-        again.visit_again(session)
-        failed.append(session.testsfailed)
-        return benches, order
-
-    return visit
+def test_all_are_visited_in_turn_what_the_package_chooses_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, Options(minutes=8), bench("a"), bench("b", "auto", error=1e-6), bench("c"))
+    assert session.visited() == ["b", "a", "b", "c", "b", "a", "b", "c"]
+    found = {each.fullname: (each.stats, each.extra_info["ratio"]) for each in session.benches}
+    assert found == {"a": ("5", 7.0), "b": ("6", 8.0), "c": ("7", 9.0)}
+    assert session.benches[1].extra_info["error"] == 1e-6  # of the first visit, which alone checks
 
 
-def test_loud_figures_give_way_to_quieter_ones_what_the_package_chooses_first_then_the_cheap(visits: Any) -> None:
-    first = [bench("a", 80.0, seconds=2.0), bench("b", 99.0), bench("c", 99.0, 8.0), bench("d", 60.0, contender="auto")]
-    later = {"a": [bench("a", 70.0), bench("a", 98.0)], "c": [bench("c", 98.0, 5.1)], "d": [bench("d", 100.0)]}
-    found, order = visits(first, later, Options(minutes=60))
-    assert order == ["d", "c", "a", "a"]
-    assert [(each.fullname, each.extra_info["gflops"]) for each in found] == [
-        ("a", 98),
-        ("b", 99),
-        ("c", 98),
-        ("d", 100),
-    ]
+def test_without_minutes_they_take_as_long_as_the_first_visits(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, Options(began=1000.0), bench("a"))
+    session.now += 180
+    assert session.visited() == ["a"] * 3
 
 
-def test_visits_end_with_the_time(visits: Any) -> None:
-    later = {"a": [bench("a", 70.0), bench("a", 85.0), bench("a", 60.0)]}
-    found, order = visits([bench("a", 80.0)], later, Options(minutes=60))
-    assert order == ["a"] * 4
-    assert [each.extra_info["gflops"] for each in found] == [85.0]
-    assert visits([bench("a", 80.0)], {}, Options(minutes=1, began=time.monotonic() - 61))[1] == []
+def test_what_has_no_ratio_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, Options(minutes=2), bench("a"))
+    session.benches.insert(0, SimpleNamespace(fullname="memory", stats="", extra_info={}))
+    assert session.visited() == ["a", "a"]
 
 
-@pytest.mark.parametrize("options", [Options(quick=True), Options(device="cuda")])
-def test_quick_runs_and_gpus_visit_once(visits: Any, options: Options) -> None:
-    assert visits([bench("a", 10.0)], {}, options)[1] == []
+@pytest.mark.parametrize("options", [Options(quick=True), Options(device="cuda"), Options(minutes=0)])
+def test_quick_runs_and_gpus_visit_once(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, options, bench("a"))
+    session.now = time.monotonic()
+    assert session.visited() == []
 
 
-def test_what_fails_the_second_time_is_not_visited_a_third_and_fails_the_session(visits: Any) -> None:
-    first = [bench("a", 80.0), bench("b", 70.0)]
-    found, order = visits(first, {"a": [FAILS], "b": [bench("b", 60.0), bench("b", 100.0)]}, Options(minutes=60))
-    assert order == ["a", "b", "b"]
-    assert [each.extra_info["gflops"] for each in found] == [80.0, 100.0]
-    assert failed == [1]
+def test_what_fails_is_not_visited_again_and_fails_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, Options(minutes=4), bench("a"), bench("b"), fails=(0,))
+    assert session.visited() == ["a", "b", "b", "b"]
+    assert session.testsfailed == 1
+    assert [each.extra_info["ratio"] for each in session.benches] == [1.0, 5.0]
+    session = Session(monkeypatch, Options(minutes=4), bench("a"), fails=(0,))
+    assert session.visited() == ["a"]
 
 
 @pytest.mark.parametrize("collects", [False, True])
