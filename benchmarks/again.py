@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from itertools import cycle
+from collections.abc import Iterator, Mapping
 from math import inf
+from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
 
-from benchmarks.contenders import AUTO
 from benchmarks.options import DEADLINES, OPTIONS
 
 _SHARE = 1.0  # of the first visits' time, where no minutes are given
+SETTLED = (
+    0.05  # what the two fastest visits differ by, at the most, where neither others nor the moment decide any more
+)
 
 
 def visit_again(session: pytest.Session) -> None:
-    """Add rounds to all figures in turn until time is up, to what the package chooses twice as often."""
+    """Add rounds to all figures, and then to those that are not settled, again and again until time is up."""
     options = session.config.stash[OPTIONS]
     if not options.cpu or options.quick:
         return
@@ -25,18 +28,30 @@ def visit_again(session: pytest.Session) -> None:
     session.config.stash[DEADLINES] = dict.fromkeys(session.config.stash[DEADLINES], inf)
     benches, items = session.config._benchmarksession.benchmarks, {item.nodeid: item for item in session.items}
     timed = [bench for bench in benches if "ratio" in bench.extra_info]
-    chosen = [bench for bench in timed if bench.extra_info.get("contender", AUTO) == AUTO]
-    lost: set[str] = set()
-    for bench in cycle([*chosen, *timed]):
-        if time.monotonic() >= ends or len(lost) == len(timed):
+    for bench in _turns(timed):
+        if time.monotonic() >= ends:
             return
-        if bench.fullname in lost:
-            continue
-        before = len(benches)
-        reports = runtestprotocol(items[bench.fullname], log=False, nextitem=None)
-        session.testsfailed += any(report.failed for report in reports)
-        if len(benches) == before:  # it failed, and is on record
-            lost.add(bench.fullname)
-            continue
-        found = benches.pop()  # of all visits
-        bench.stats, bench.extra_info = found.stats, {**bench.extra_info, **found.extra_info}
+        before, failed = len(benches), True
+        try:
+            reports = runtestprotocol(items[bench.fullname], log=False, nextitem=None)
+            failed = any(report.failed for report in reports)
+        finally:  # pytest-benchmark lists a benchmark before its first round; what fails, or is interrupted, adds nothing
+            found, benches[before:] = benches[before:], []
+            session.testsfailed += failed
+        if failed:
+            timed.remove(bench)
+        else:
+            bench.stats, bench.extra_info = found[0].stats, {**bench.extra_info, **found[0].extra_info}
+
+
+def _turns(timed: list[Any]) -> Iterator[Any]:
+    """Which one is next, for ever, as long as there is any; in the order of the suites, whose neighbours share operands."""
+    yield from [*timed]
+    while timed:
+        yield from [bench for bench in timed if not settled(bench.extra_info)] or [*timed]
+
+
+def settled(figures: Mapping[str, Any]) -> bool:
+    """Whether two visits found much the same fastest rounds, of the dense layer and of the contender."""
+    times = [sorted(visit[which] for visit in figures["by_visit"]) for which in ("dense_seconds", "seconds")]
+    return all(len(each) > 1 and each[1] <= (1 + SETTLED) * each[0] for each in times)

@@ -11,6 +11,7 @@ from weit_kernels.shapes import FEW_ROWS
 Row = Mapping[str, Any]
 AUTO = "auto"
 SAVES = 1.05  # an operation limit below this leaves nothing to save
+AGREES = 0.1  # ratios that differ by no more are the same in two runs of the suites
 
 # What each contender does where it is ahead, by name and kind of case: "few rows", "no saving", "saving". "": any.
 _ONE_PRODUCT = "a library call of one dense product, its weight made before it"
@@ -50,18 +51,11 @@ def behind(shape: str, phase: str, found: Mapping[str, Row]) -> Iterator[Behind]
     ours = found.get(AUTO)
     if ours is None:
         return
-    noise = _relative_spread(ours)
-    rivals = {name: (row["ratio"], _relative_spread(row)) for name, row in found.items() if name != AUTO}
-    rivals["dense"] = 1.0, ours["dense_iqr"] / ours["dense_seconds"]
-    for name, (theirs, spread) in sorted(rivals.items(), key=lambda item: -item[1][0]):
+    rivals = {"dense": 1.0, **{name: row["ratio"] for name, row in found.items() if name != AUTO}}
+    for name, theirs in sorted(rivals.items(), key=lambda item: -item[1]):
         if theirs > ours["ratio"]:
-            clear = theirs / ours["ratio"] - 1 > (noise + spread) / 2
-            standing = "clearly" if clear else "within the spread"
+            standing = "clearly" if theirs > (1 + AGREES) * ours["ratio"] else f"within {AGREES:.0%}"
             yield Behind(shape, phase, name, theirs, ours["ratio"], standing, _differs(name, phase, ours))
-
-
-def _relative_spread(row: Row) -> float:
-    return row["iqr"] / row["seconds"]
 
 
 def family(row: Row) -> str:

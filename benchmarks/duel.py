@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import ceil
 from time import perf_counter
 from typing import Any
 
@@ -20,10 +21,10 @@ from benchmarks.suite import SuiteShape
 
 Step = Callable[[], object]
 MOST_ROUNDS = 200
-LONG = 0.15  # seconds; longer steps are called once to get ready, and have fewer rounds
+LONG = 0.15  # seconds; longer steps have fewer rounds
 SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
-# What a tenth of the rounds do not exceed is what a layer takes: other users of the machine slow rounds down, for seconds at
-# a time, and none makes one faster. docs/speed.md has what this and medians came to, again and again.
+# What a tenth of the rounds do not exceed is what a layer takes on a CPU: other users of the machine slow rounds down, for
+# seconds at a time, and none makes one faster. docs/speed.md has what this and medians came to, again and again.
 FASTEST = 0.1
 
 
@@ -48,9 +49,11 @@ def duel(
     try:
         dense = _dense(given, phase)
         step = make_step(contender.build(given), given, phase)
+        outputs = step()  # compiled ones take seconds for their first call, also on later visits
         if checks:
             dense_error = _dense_error(given, phase)
-            benchmark.extra_info.update(error=check(step(), given, dense_error), dense_error=dense_error)
+            benchmark.extra_info.update(error=check(outputs, given, dense_error), dense_error=dense_error)
+        del outputs
     except Exception as failure:  # a contender may raise anything, and the others shall be timed
         record.fail(who, failure)
     s = suite.shape
@@ -73,15 +76,17 @@ def interleave(
 ) -> dict[str, Any]:
     """Time ``ours`` with pytest-benchmark and ``theirs`` before each of its rounds.
 
+    Both must have been called before: first calls pay for what later ones keep.
+
     Returns:
-        Of the rounds of this visit and of all before: what the fastest tenth take, ours and theirs, in seconds; how many
-        times as fast ours are by that; the interquartile ranges; and how many rounds and visits there were.
+        Of the rounds of this visit and of all before: seconds, ours and the dense layer's (on a CPU what the fastest tenth
+        take, on a GPU, where clocks rise and fall, medians), and how many times as fast ours are by that; medians and
+        interquartile ranges; how many rounds and visits there were, and the same seconds visit by visit.
     """
     visits = record.visits.setdefault(benchmark.fullname, [])
     theirs_seconds: list[float] = []
-    once = _seconds(theirs) + _seconds(ours)
-    if once <= LONG:  # the first calls pay for what later ones keep
-        once = _seconds(theirs) + _seconds(ours)
+    tried = () if visits else (_seconds(theirs), _seconds(ours))
+    once = sum(tried or map(min, zip(*visits[0], strict=True)))
     short = once < SHORT
 
     def a_round_of_theirs() -> None:
@@ -91,27 +96,36 @@ def interleave(
         if short:
             ours()
 
-    least = (1 if visits else 2) + (once <= LONG)
-    rounds = min(MOST_ROUNDS, max(least, int(options.seconds / once / (2 if short else 1))))
+    rounds = min(MOST_ROUNDS, max(1 + (once <= LONG), int(options.seconds / once / (2 if short else 1))))
     benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds)
     ours_seconds = benchmark.stats.stats.data
     visits.append([*zip(theirs_seconds, ours_seconds, strict=True)])
+    if tried and once > LONG:  # as good as a round, and dear
+        visits[-1].insert(0, tried)
     dense, seconds = zip(*(pair for visit in visits for pair in visit), strict=True)
     ours_seconds[:] = seconds  # pytest-benchmark's own figures, too, are of all visits
+    of = fastest if options.cpu else statistics.median
     return {
-        "seconds": fastest(seconds),
-        "dense_seconds": fastest(dense),
+        "seconds": of(seconds),
+        "dense_seconds": of(dense),
+        "ratio": of(dense) / of(seconds),
+        "median": statistics.median(seconds),
+        "dense_median": statistics.median(dense),
         "iqr": _interquartile_range(seconds),
         "dense_iqr": _interquartile_range(dense),
-        "ratio": fastest(dense) / fastest(seconds),
         "rounds": len(seconds),
         "visits": len(visits),
+        "by_visit": [
+            {"rounds": len(visit), "dense_seconds": of([d for d, _ in visit]), "seconds": of([o for _, o in visit])}
+            for visit in visits
+        ],
+        **({"fastest": FASTEST} if options.cpu else {}),
     }
 
 
 def fastest(seconds: Sequence[float]) -> float:
-    """What a tenth of the rounds do not exceed; of fewer than ten, the fastest."""
-    return sorted(seconds)[int(FASTEST * len(seconds))]
+    """What a tenth of the rounds do not exceed; of ten or fewer, the fastest."""
+    return sorted(seconds)[ceil(FASTEST * len(seconds)) - 1]
 
 
 def synchronised(step: Step, device: str) -> Step:
@@ -143,6 +157,8 @@ def _seconds(step: Step) -> float:
 
 
 def _interquartile_range(numbers: Sequence[float]) -> float:
+    if len(numbers) == 1:
+        return 0.0
     low, _, high = statistics.quantiles(numbers, n=4)
     return high - low
 

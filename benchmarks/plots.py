@@ -41,12 +41,9 @@ def _growth(rows: Sequence[Row], path: Path) -> None:
     for axis, ((what, size), points) in zip(axes, panels.items(), strict=False):
         points = sorted(points, key=lambda row: row["value"])
         values = [row["value"] for row in points]
-        for label, key, iqr, colour in (
-            ("dense", "dense_seconds", "dense_iqr", DENSE),
-            ("weit", "seconds", "iqr", OURS),
-        ):
-            medians, spreads = [1e3 * row[key] for row in points], [500 * row[iqr] for row in points]
-            axis.errorbar(values, medians, spreads, color=colour, label=label, marker="o", capsize=2)
+        for label, whose, colour in (("dense", "dense_", DENSE), ("weit", "", OURS)):
+            seconds = [1e3 * row[f"{whose}seconds"] for row in points]
+            axis.errorbar(values, seconds, _bars(points, whose), color=colour, label=label, marker="o", capsize=2)
         axis.set_xscale("log", base=2)
         axis.set_xticks(values, [f"{value}" for value in values])
         axis.set_yscale("log")
@@ -57,6 +54,13 @@ def _growth(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.25, which="both")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path)
+
+
+def _bars(rows: Sequence[Row], whose: str) -> list[list[float]]:
+    """In ms, down and up: from the fastest tenth to the median, or half an interquartile range around the median."""
+    if any("fastest" in row for row in rows):
+        return [[0.0] * len(rows), [1e3 * (row[f"{whose}median"] - row[f"{whose}seconds"]) for row in rows]]
+    return [[500 * row[f"{whose}iqr"] for row in rows]] * 2
 
 
 def _peers(rows: Sequence[Row], path: Path) -> None:

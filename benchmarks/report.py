@@ -45,6 +45,10 @@ def _by_name(paths: Sequence[Path]) -> dict[str, Results]:
         for what in ("device", "dtype", "quick"):
             if results.data["weit"][what] != first.data["weit"][what]:
                 raise ValueError(f"{name} is no second run of {first.name}: they differ in {what}")
+        if results.fastest != first.fastest:
+            raise ValueError(
+                f"{name} is no second run of {first.name}: one has medians, one what the fastest rounds take"
+            )
     return found
 
 

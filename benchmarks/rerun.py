@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.behind import AGREES
 from benchmarks.tables import Table
 
 Row = Mapping[str, Any]
 Case = tuple[str, str, str]  # suite, contender, what was timed
-AGREES = 0.1  # ratios that differ by no more are the same
 
 
 def rerun(rows: Sequence[Row], again: Sequence[Row]) -> Table:

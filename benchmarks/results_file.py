@@ -42,6 +42,11 @@ class Results:
         return [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
 
     @property
+    def fastest(self) -> bool:
+        """Whether times are those of the fastest rounds, not medians."""
+        return any("fastest" in row for row in self.rows)
+
+    @property
     def machine(self) -> dict[str, str]:
         """What ran this, in words."""
         info, commit = self.data["machine_info"], self.data["commit_info"]
@@ -51,11 +56,19 @@ class Results:
             "threads": f"{info['threads']}",
             **({"freed memory": "kept"} if self.data["weit"].get("keeps_memory") else {}),
             **({"large tensors": "on large pages"} if self.data["weit"].get("large_pages") else {}),
+            **self._visits,
             "device": self.data["weit"]["device"],
             "dtype": self.data["weit"]["dtype"],
             "commit": f"{str(commit.get('id'))[:12]}{dirty}",
             "date": self.data["datetime"][:10],
         }
+
+    @property
+    def _visits(self) -> dict[str, str]:
+        """At how many moments figures were taken, and in how many rounds."""
+        rows = [row for row in self.rows if "visits" in row]
+        counts = {what: [row[what] for row in rows] for what in ("visits", "rounds")} if rows else {}
+        return {what: f"{min(count)} to {max(count)} a figure" for what, count in counts.items()}
 
     @property
     def warning(self) -> str:

@@ -64,8 +64,8 @@ def ours(rows: Sequence[Row]) -> Table:
                 shape,
                 phase,
                 f"{auto['rows']}",
-                _time(auto["dense_seconds"], auto["dense_iqr"]),
-                _time(auto["seconds"], auto["iqr"]),
+                _time(auto, "dense_"),
+                _time(auto),
                 _ratio(found, AUTO),
                 f"{auto['limit']:.2f}",
                 f"{auto['ratio'] / auto['limit']:.2f}",
@@ -73,18 +73,17 @@ def ours(rows: Sequence[Row]) -> Table:
                 f"{best} {_ratio(found, best)}" if best else "",
                 _ratio(found, MATERIALISED),
                 _ratio(found, COMPILED),
-                f"{auto['visits']}" if "visits" in auto else "",
             ]
         )
     return Table(
         "This package beside the dense layer",
-        f"{_times(rows)} `ratio` is how many times as fast as the dense layer of the same rounds. "
+        f"{_times(rows)} `ratio` is how many times as fast as the dense layer by that. "
         "`limit` is that ratio if operations alone counted; in training they "
         "include this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed it. "
         "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
         "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`.",
         ("shape", "phase", "rows", "dense", "auto", "ratio", "limit", "share", "plan", "best path", MATERIALISED,
-         "compiled", "visits"),
+         "compiled"),
         lines,
     )  # fmt: skip
 
@@ -100,7 +99,7 @@ def peers(rows: Sequence[Row]) -> Table:
         lines.append([shape, phase, f"{contenders[best]['rows']}", *cells, best])
     return Table(
         "Other packages that compute the same function",
-        "How many times as fast as the dense layer of the same rounds each is; the last column names the fastest. "
+        f"{_times(rows)} How many times as fast as the dense layer each is; the last column names the fastest. "
         + " ".join(f"`{name}`: {_about(found, name)}." for name in names),
         ("shape", "phase", "rows", *names, "fastest"),
         lines,
@@ -120,7 +119,7 @@ def not_ahead(rows: Sequence[Row]) -> Table:
     return Table(
         "Where this package is not ahead",
         "Everything that was faster than `auto` in the same run, with both ratios to the dense layer; the dense layer "
-        "itself has ratio 1. `within the spread`: less apart than half the two interquartile ranges.",
+        "itself has ratio 1. Ratios that are no more than 10 % apart may come the other way round in another run.",
         ("shape", "phase", "who is faster", "rows", "theirs", "ours", "factor", "by how much", "what differs"),
         lines,
         words=3,
@@ -145,7 +144,7 @@ def whole_models(rows: Sequence[Row]) -> Table:
     return Table(
         "Whole models",
         "Pre-training steps (forward, cross-entropy, backward, AdamW) of timm models, dense and after "
-        "`weit.kronify(model, {'templates': 8})`.",
+        f"`weit.kronify(model, {{'templates': 8}})`. {_times(rows)}",
         ("model", "batch", "parameters, dense", "on a bank", "images/s, dense", "on a bank", "ratio"),
         lines,
         words=1,
@@ -154,32 +153,35 @@ def whole_models(rows: Sequence[Row]) -> Table:
 
 def growth(rows: Sequence[Row]) -> Table:
     lines = [
-        [row["what"], row["axis"], f"{row['value']}", _time(row["dense_seconds"], row["dense_iqr"]),
-         _time(row["seconds"], row["iqr"]), ratio(row)]
+        [row["what"], row["axis"], f"{row['value']}", _time(row, "dense_"), _time(row), ratio(row)]
         for row in rows
         if row.get("suite") == "growth"
     ]  # fmt: skip
     return Table(
         "How cost grows",
         "One size varies, the others stay: a 1024 x 1024 layer of 16 x 16 blocks with N = 8 and 512 rows (forward and "
-        "backward), and a ViT of width 192 and depth 4 on 8 images of 32 x 32 (a training step). Times in ms.",
+        f"backward), and a ViT of width 192 and depth 4 on 8 images of 32 x 32 (a training step). {_times(rows)}",
         ("what", "which size", "value", "dense", "this package", "ratio"),
         lines,
     )
 
 
-def _time(seconds: float, iqr: float) -> str:
-    return f"{1e3 * seconds:.3f} ± {1e3 * iqr:.3f}"
+def _time(row: Row, whose: str = "") -> str:
+    """In ms: of the fastest tenth and, in brackets, the median; or the median and its spread."""
+    seconds = row[f"{whose}seconds"]
+    beside = f"({1e3 * row[f'{whose}median']:.3f})" if "fastest" in row else f"± {1e3 * row[f'{whose}iqr']:.3f}"
+    return f"{1e3 * seconds:.3f} {beside}"
 
 
 def _times(rows: Sequence[Row]) -> str:
     """What the times are."""
-    if not any("visits" in row for row in rows):
-        return "Times are medians of interleaved rounds with their interquartile range, in ms;"
-    return (
-        "Times are what the fastest tenth of the interleaved rounds take, of all `visits` together, in ms, with the "
-        "interquartile range of all rounds: other users of the machine slow rounds down and make none faster;"
-    )
+    if any("fastest" in row for row in rows):
+        return (
+            "Times are what the fastest tenth of the interleaved rounds of all visits take (of ten or fewer, the fastest) "
+            "and, in brackets, the medians, in ms: other users of the machine slow rounds down and make none faster."
+        )
+    quiet = " (of those in quiet moments, where there were enough)" * any("counted" in row for row in rows)
+    return f"Times are medians of interleaved rounds{quiet} ± the interquartile range, in ms."
 
 
 def _ratio(found: Mapping[str, Row], name: str) -> str:

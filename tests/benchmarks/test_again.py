@@ -12,9 +12,15 @@ pytest.importorskip("pytest_benchmark")
 from benchmarks import again, conftest
 from benchmarks.options import DEADLINES, OPTIONS, Options
 
+INTERRUPTED = 7  # the visit of that number is, by Ctrl-C
 
-def bench(name: str, contender: str = "peer", **figures: Any) -> Any:
-    return SimpleNamespace(fullname=name, stats="first", extra_info={"contender": contender, "ratio": 1.0, **figures})
+
+def bench(name: str, **figures: Any) -> Any:
+    return SimpleNamespace(fullname=name, stats="first", extra_info={"ratio": 1.0, "by_visit": [], **figures})
+
+
+def by_visit(*seconds: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"dense_seconds": dense, "seconds": ours} for dense, ours in seconds]
 
 
 class Session:
@@ -25,6 +31,7 @@ class Session:
         self.benches, self.items = [*benches], [SimpleNamespace(nodeid=each.fullname) for each in benches]
         self.config = SimpleNamespace(stash=self.stash, _benchmarksession=SimpleNamespace(benchmarks=self.benches))
         self.testsfailed, self.order, self.now, self.fails, self.number = 0, [], options.began, fails, count()
+        self.by_visit: dict[str, list[dict[str, float]]] = {}
         patch.setattr(again, "runtestprotocol", self.run)
         patch.setattr(again, "time", SimpleNamespace(monotonic=lambda: self.now))
 
@@ -33,23 +40,48 @@ class Session:
         self.now += 60
         self.order.append(item.nodeid)
         number = next(self.number)
-        if number not in self.fails:
-            self.benches.append(
-                SimpleNamespace(fullname=item.nodeid, stats=f"{number}", extra_info={"ratio": 2.0 + number})
-            )
+        found = {} if number in self.fails else {"ratio": 2.0 + number, "by_visit": self.by_visit.get(item.nodeid, [])}
+        # Listed before the first round, as the plugin does.
+        self.benches.append(SimpleNamespace(fullname=item.nodeid, stats=f"{number}", extra_info=found))
+        if number == INTERRUPTED:
+            raise KeyboardInterrupt
         return [SimpleNamespace(failed=number in self.fails)]
 
     def visited(self) -> list[str]:
         again.visit_again(self)
         return self.order
 
+    def found(self) -> dict[str, tuple[str, float]]:
+        return {each.fullname: (each.stats, each.extra_info["ratio"]) for each in self.benches}
 
-def test_all_are_visited_in_turn_what_the_package_chooses_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(monkeypatch, Options(minutes=8), bench("a"), bench("b", "auto", error=1e-6), bench("c"))
-    assert session.visited() == ["b", "a", "b", "c", "b", "a", "b", "c"]
-    found = {each.fullname: (each.stats, each.extra_info["ratio"]) for each in session.benches}
-    assert found == {"a": ("5", 7.0), "b": ("6", 8.0), "c": ("7", 9.0)}
+
+def test_all_are_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, Options(minutes=5), bench("a"), bench("b", error=1e-6))
+    assert session.visited() == ["a", "b", "a", "b", "a"]
+    assert session.found() == {"a": ("4", 6.0), "b": ("3", 5.0)}
     assert session.benches[1].extra_info["error"] == 1e-6  # of the first visit, which alone checks
+
+
+def test_after_one_turn_of_all_come_those_that_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, Options(minutes=7), *map(bench, "abc"))
+    session.by_visit = {"a": by_visit((1.0, 2.0), (1.04, 2.0)), "c": by_visit((1.0, 2.0), (1.0, 2.2))}
+    assert session.visited() == ["a", "b", "c", "b", "c", "b", "c"]
+    session = Session(monkeypatch, Options(minutes=4), *map(bench, "ab"))
+    session.by_visit = {name: by_visit((1.0, 2.0), (1.0, 2.0)) for name in "ab"}
+    assert session.visited() == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ([(1.0, 1.0)], False),
+        ([(1.0, 1.0), (1.1, 1.0)], False),
+        ([(1.0, 1.0), (1.0, 1.1)], False),
+        ([(1.0, 1.0), (1.5, 1.04), (1.04, 1.5)], True),
+    ],
+)
+def test_settled_is_what_two_visits_agree_on(seconds: list[tuple[float, float]], said: bool) -> None:
+    assert again.settled({"by_visit": by_visit(*seconds)}) is said
 
 
 def test_without_minutes_they_take_as_long_as_the_first_visits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,20 +103,29 @@ def test_quick_runs_and_gpus_visit_once(options: Options, monkeypatch: pytest.Mo
     assert session.visited() == []
 
 
-def test_what_fails_is_not_visited_again_and_fails_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(monkeypatch, Options(minutes=4), bench("a"), bench("b"), fails=(0,))
-    assert session.visited() == ["a", "b", "b", "b"]
+def test_what_fails_keeps_its_figures_is_not_visited_again_and_fails_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = Session(monkeypatch, Options(minutes=5), bench("a"), bench("b"), fails=(2,))
+    assert session.visited() == ["a", "b", "a", "b", "b"]
     assert session.testsfailed == 1
-    assert [each.extra_info["ratio"] for each in session.benches] == [1.0, 5.0]
+    assert session.found() == {"a": ("0", 2.0), "b": ("4", 6.0)}
     session = Session(monkeypatch, Options(minutes=4), bench("a"), fails=(0,))
     assert session.visited() == ["a"]
+
+
+def test_an_interrupted_visit_leaves_what_earlier_ones_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(monkeypatch, Options(minutes=60), *map(bench, "abcd"))
+    with pytest.raises(KeyboardInterrupt):
+        session.visited()
+    assert session.found() == {"a": ("4", 6.0), "b": ("5", 7.0), "c": ("6", 8.0), "d": ("3", 5.0)}
 
 
 @pytest.mark.parametrize("collects", [False, True])
 def test_the_session_visits_again(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     visited = []
     monkeypatch.setattr(conftest, "visit_again", visited.append)
-    session: Any = SimpleNamespace(config=SimpleNamespace(option=SimpleNamespace(collectonly=collects)))
+    session = _session(collects)
     loop = conftest.pytest_runtestloop(session)
     next(loop)
     assert not visited  # before all tests have run
@@ -92,3 +133,19 @@ def test_the_session_visits_again(collects: bool, monkeypatch: pytest.MonkeyPatc
         loop.send(True)
     assert ended.value.value is True
     assert visited == [session] * (not collects)
+
+
+def test_what_was_interrupted_before_its_first_round_is_not_written() -> None:
+    session = _session(False)
+    benches = session.config._benchmarksession.benchmarks
+    loop = conftest.pytest_runtestloop(session)
+    next(loop)
+    benches += [SimpleNamespace(stats=SimpleNamespace(data=data)) for data in ([1.0], [])]
+    with pytest.raises(KeyboardInterrupt):
+        loop.throw(KeyboardInterrupt)
+    assert [bench.stats.data for bench in benches] == [[1.0]]
+
+
+def _session(collects: bool) -> Any:
+    option, benches = SimpleNamespace(collectonly=collects), SimpleNamespace(benchmarks=[])
+    return SimpleNamespace(config=SimpleNamespace(option=option, _benchmarksession=benches))

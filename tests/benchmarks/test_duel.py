@@ -14,7 +14,7 @@ pytest.importorskip("pytest_benchmark")
 from benchmarks.conftest import pytest_runtest_makereport
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.weit import Kron
-from benchmarks.duel import duel, fastest
+from benchmarks.duel import duel, fastest, interleave
 from benchmarks.options import Options, read_options
 from benchmarks.record import RECORD, Noted, Record
 from benchmarks.suite import SuiteShape
@@ -62,7 +62,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
 
 
 def test_visits_add_rounds_and_the_fastest_tenth_of_all_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = 1e-2
+    dense = 2e-2
     monkeypatch.setattr("benchmarks.duel._seconds", lambda step: step() or dense)
     record, benches = Record(), [stub(4e-3), stub(2e-3), stub(8e-3)]
     for bench in benches:
@@ -70,11 +70,25 @@ def test_visits_add_rounds_and_the_fastest_tenth_of_all_counts(monkeypatch: pyte
         dense *= 2
     infos = [bench.extra_info for bench in benches]
     assert [info["visits"] for info in infos] == [1, 2, 3]
-    assert [info["rounds"] for info in infos] == [12, 18, 21]  # 0.25 s, or 3 rounds at the least the first time
-    assert [(info["dense_seconds"], info["seconds"]) for info in infos] == [(1e-2, 4e-3), (1e-2, 2e-3), (1e-2, 2e-3)]
-    assert infos[2]["ratio"] == pytest.approx(5.0)
-    assert benches[2].stats.stats.data == [4e-3] * 12 + [2e-3] * 6 + [8e-3] * 3
+    assert [info["rounds"] for info in infos] == [
+        6,
+        16,
+        26,
+    ]  # 0.25 s of what the first calls take, then of the first visit
+    assert [(info["dense_seconds"], info["seconds"]) for info in infos] == [(2e-2, 4e-3), (2e-2, 2e-3), (2e-2, 2e-3)]
+    assert [info["ratio"] for info in infos] == pytest.approx([5.0, 10.0, 10.0])
+    assert [info["dense_median"] for info in infos] == [2e-2, 4e-2, 4e-2]
+    assert infos[2]["by_visit"][1] == {"rounds": 10, "dense_seconds": 4e-2, "seconds": 2e-3}
+    assert benches[2].stats.stats.data == [4e-3] * 6 + [2e-3] * 10 + [8e-3] * 10
     assert "visits" not in record.rows()
+
+
+def test_on_a_gpu_medians_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.05, 0.05, 3.0, 4.0])  # one call of each before, and two rounds of the dense layer
+    monkeypatch.setattr("benchmarks.duel._seconds", lambda step: step() or next(seconds))
+    info = interleave(stub(2.0), lambda: None, lambda: None, Options(device="cuda"), Record())
+    assert (info["dense_seconds"], info["seconds"], info["ratio"]) == (3.5, 2.0, 1.75)
+    assert "fastest" not in info
 
 
 def test_results_are_checked_at_the_first_visit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,18 +101,36 @@ def test_results_are_checked_at_the_first_visit_alone(monkeypatch: pytest.Monkey
     assert "error" not in bench.extra_info
 
 
+def test_what_a_first_call_takes_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Slow(Kron):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append("call")
+            return super().forward(x)
+
+    monkeypatch.setattr("benchmarks.duel._seconds", lambda step: calls.append("timed") or step() or 1.0)
+    record = Record()
+    for _ in range(2):
+        calls.clear()
+        duel(stub(), "linear", SUITE, "forward", replace(AUTO, build=Slow), Options(), record)
+        assert calls[0] == "call"
+
+
 def test_long_steps_have_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.duel._seconds", lambda step: step() or 1.0)
     record, rounds = Record(), []
     for _ in range(2):
-        duel(bench := stub(), "linear", SUITE, "forward", AUTO, Options(), record)
-        rounds.append(bench.rounds)
-    assert rounds == [2, 1]
+        duel(bench := stub(1.0), "linear", SUITE, "forward", AUTO, Options(), record)
+        rounds.append((bench.rounds, bench.extra_info["rounds"]))
+    assert rounds == [(1, 2), (1, 3)]  # the call that tells how long they take is a round too
 
 
 def test_the_fastest_tenth() -> None:
     assert fastest([3.0, 1.0, 2.0]) == 1.0
-    assert fastest([*map(float, range(40, 0, -1))]) == 5.0
+    assert fastest([*map(float, range(10, 0, -1))]) == 1.0
+    assert fastest([*map(float, range(11, 0, -1))]) == 2.0
+    assert fastest([*map(float, range(40, 0, -1))]) == 4.0
 
 
 class Wrong(Kron):

@@ -83,7 +83,8 @@ class Pool:
                 running = ", ".join(sorted({job.name.partition("/")[0] for job in self._busy.values()}))
                 bar.set_postfix_str(f"{len(book.results)} done, {running}".rstrip(", "), refresh=False)
                 bar.update(0)
-            bar.total = bar.n  # jobs may have fallen away
+            bar.n = bar.total = book.work[0]  # jobs may have fallen away
+            bar.leave = bar.total > 0  # no bar for nothing
         return book.returned
 
     def _hire(self) -> bool:

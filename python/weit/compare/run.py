@@ -33,7 +33,7 @@ class Comparison:
         rows: one for each target.
         pretraining: floating-point operations of the pre-training that each start builds on.
         pretrained: arguments of the model behind the bank.
-        seconds: one thread's time for each of the things that were made before the first cell.
+        seconds: one thread's time for each of the things that starts are taken from, and for the fitting of scalers.
     """
 
     config: CompareConfig
@@ -54,8 +54,8 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
         flags: how the command line was called; kept in ``config.yaml`` from before the first job on.
 
     Raises:
-        ValueError, OSError: bad settings, data, bank or source, before any cell runs.
-        RuntimeError: a cell failed; finished ones are kept.
+        ValueError, OSError: bad settings, data, or a bank or model that was given, before anything is trained.
+        RuntimeError: a job failed, or scalers diverge at all rates; what was under way ends, what is finished is kept.
     """
     task = config.task()
     model = config.model or task.model

@@ -2,6 +2,7 @@
 
 import json
 
+from weit.compare.lines import Book
 from weit.models.sizes import training_flops
 from weit.tasks import load_task
 
@@ -9,28 +10,28 @@ TARGETS = ["16x1", "32x2"]
 
 
 class Here:
-    """A pool that runs jobs where it is; ``ran``: name -> the job and its result."""
+    """A pool that runs jobs where it is, in the order of a real one with one worker.
+
+    Attributes:
+        ran: name -> the job and its result, in the order in which they ran.
+        work: what the last call said that all jobs cost.
+    """
 
     def __init__(self, out):
-        self.out, self.ran = out, {}
+        self.out, self.ran, self.work = out, {}, 0.0
 
     def follow(self, lines, title, work=0.0):
-        return [self._whole(line) for line in lines]
+        self.work, book = work, Book(self.out, lines)
+        while book.advance():
+            job = self.next_job(book.waiting)
+            if job.name not in self.ran:
+                result = job.function(self.out / job.name, job.paths, lambda share: None, **job.arguments)
+                self.ran[job.name] = job, json.loads(json.dumps(result))
+            book.finish(job, self.ran[job.name][1])
+        return book.returned
 
-    def _whole(self, line):
-        results = None
-        while True:
-            try:
-                asked = line.send(results)
-            except StopIteration as end:
-                return end.value
-            results = [self._result(job) for job in asked]
-
-    def _result(self, job):
-        if job.name not in self.ran:
-            result = job.function(self.out / job.name, job.paths, lambda share: None, **job.arguments)
-            self.ran[job.name] = job, json.loads(json.dumps(result))
-        return self.ran[job.name][1]
+    def next_job(self, waiting):
+        return waiting.pop()[1]
 
 
 def flops(target):

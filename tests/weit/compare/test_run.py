@@ -207,6 +207,33 @@ def test_what_is_not_given_is_made_where_a_rival_needs_it(tmp_path):
     assert set(comparison.seconds) == {"bank", "small", "fitting"}
 
 
+def test_who_needs_no_bank_does_not_wait_for_it(tmp_path):
+    class SlowBank(Here):
+        def next_job(self, waiting):
+            index = next((i for i in reversed(range(len(waiting))) if waiting[i][1].name != "bank"), -1)
+            return waiting.pop(index)[1]
+
+    config = CompareConfig(
+        out=tmp_path, targets=TARGETS, rivals=["scratch_longer", "bert2bert"], size="32x2", smaller=["16x1"],
+        small_size="16x1", pretrain_steps=2, lrs=[1e-3, 2e-3], fit_lrs=[1e-3], seeds=1, steps=2, batch_size=8, fit_steps=1,
+    )  # fmt: skip
+    slow, usual = SlowBank(tmp_path), Here(tmp_path)
+    compare(config, slow)
+    names = [*slow.ran]
+    before, after = names[: names.index("bank")], names[names.index("bank") + 1 :]
+    assert {name.split("/")[1] for name in before if "/" in name} == {"scratch", "bert2bert"}
+    assert len([name for name in before if name.startswith("cells")]) == 4
+    assert {name.split("/")[1] for name in after if not name.startswith("starts")} == {"scratch_longer", "weit"}
+    compare(config, usual)
+    assert usual.ran.keys() == slow.ran.keys()
+    assert [*usual.ran][:2] == ["bank", "starts/32x2-lr0.001-seed0"]  # what others wait for, then the longest line
+    assert usual.work == pytest.approx(
+        sum(job.work for job, _ in usual.ran.values())
+        - sum(each.work - usual.ran[f"cells/scratch/{name.split('/')[2]}"][0].work
+              for name, (each, _) in usual.ran.items() if "longer" in name)
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("argument", "config", "message"),
     [
