@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+from benchmarks.contenders import AUTO
 from benchmarks.options import DEADLINES, OPTIONS
 
 _SHARE = 1.0  # of the first visits' time, where no minutes are given
@@ -19,7 +20,7 @@ SETTLED = (
 
 
 def visit_again(session: pytest.Session) -> None:
-    """Add rounds to all figures, and then to those that are not settled, again and again until time is up."""
+    """Add rounds to all figures, those that are not settled first, until time is up."""
     options = session.config.stash[OPTIONS]
     if not options.cpu or options.quick:
         return
@@ -45,10 +46,26 @@ def visit_again(session: pytest.Session) -> None:
 
 
 def _turns(timed: list[Any]) -> Iterator[Any]:
-    """Which one is next, for ever, as long as there is any; in the order of the suites, whose neighbours share operands."""
-    yield from [*timed]
+    """Which one is next, for ever, as long as there is any.
+
+    A turn is all that is not settled of what the package chooses, and as many of the others: those with the fewest visits,
+    and of these the cheapest.
+    """
     while timed:
-        yield from [bench for bench in timed if not settled(bench.extra_info)] or [*timed]
+        chosen = [bench for bench in timed if _is_chosen(bench)]
+        waiting = [bench for bench in chosen if not settled(bench.extra_info)] or chosen
+        others = sorted((bench for bench in timed if not _is_chosen(bench)), key=_order)
+        yield from others[: len(chosen) or None]
+        yield from waiting
+
+
+def _is_chosen(bench: Any) -> bool:
+    return bench.extra_info.get("contender", AUTO) == AUTO
+
+
+def _order(bench: Any) -> tuple[bool, int, float]:
+    row = bench.extra_info
+    return settled(row), row["visits"], row["seconds"] + row["dense_seconds"]
 
 
 def settled(figures: Mapping[str, Any]) -> bool:

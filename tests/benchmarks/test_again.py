@@ -12,11 +12,10 @@ pytest.importorskip("pytest_benchmark")
 from benchmarks import again, conftest
 from benchmarks.options import DEADLINES, OPTIONS, Options
 
-INTERRUPTED = 7  # the visit of that number is, by Ctrl-C
-
 
 def bench(name: str, **figures: Any) -> Any:
-    return SimpleNamespace(fullname=name, stats="first", extra_info={"ratio": 1.0, "by_visit": [], **figures})
+    row = {"contender": "peer", "ratio": 1.0, "visits": 1, "seconds": 1.0, "dense_seconds": 1.0, "by_visit": []}
+    return SimpleNamespace(fullname=name, stats="first", extra_info={**row, **figures})
 
 
 def by_visit(*seconds: tuple[float, float]) -> list[dict[str, float]]:
@@ -32,6 +31,7 @@ class Session:
         self.config = SimpleNamespace(stash=self.stash, _benchmarksession=SimpleNamespace(benchmarks=self.benches))
         self.testsfailed, self.order, self.now, self.fails, self.number = 0, [], options.began, fails, count()
         self.by_visit: dict[str, list[dict[str, float]]] = {}
+        self.interrupted = -1  # the visit of that number is, by Ctrl-C
         patch.setattr(again, "runtestprotocol", self.run)
         patch.setattr(again, "time", SimpleNamespace(monotonic=lambda: self.now))
 
@@ -40,10 +40,14 @@ class Session:
         self.now += 60
         self.order.append(item.nodeid)
         number = next(self.number)
-        found = {} if number in self.fails else {"ratio": 2.0 + number, "by_visit": self.by_visit.get(item.nodeid, [])}
+        found = (
+            {}
+            if number in self.fails
+            else {"ratio": 2.0 + number, "visits": 2, "by_visit": self.by_visit.get(item.nodeid, [])}
+        )
         # Listed before the first round, as the plugin does.
         self.benches.append(SimpleNamespace(fullname=item.nodeid, stats=f"{number}", extra_info=found))
-        if number == INTERRUPTED:
+        if number == self.interrupted:
             raise KeyboardInterrupt
         return [SimpleNamespace(failed=number in self.fails)]
 
@@ -62,13 +66,21 @@ def test_all_are_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert session.benches[1].extra_info["error"] == 1e-6  # of the first visit, which alone checks
 
 
-def test_after_one_turn_of_all_come_those_that_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(monkeypatch, Options(minutes=7), *map(bench, "abc"))
-    session.by_visit = {"a": by_visit((1.0, 2.0), (1.04, 2.0)), "c": by_visit((1.0, 2.0), (1.0, 2.2))}
-    assert session.visited() == ["a", "b", "c", "b", "c", "b", "c"]
-    session = Session(monkeypatch, Options(minutes=4), *map(bench, "ab"))
-    session.by_visit = {name: by_visit((1.0, 2.0), (1.0, 2.0)) for name in "ab"}
-    assert session.visited() == ["a", "b", "a", "b"]
+def test_what_the_package_chooses_has_every_turn_others_by_visits_and_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    benches = [bench("a", seconds=9.0), bench("b", contender="auto"), bench("c", visits=2), bench("d", seconds=2.0)]
+    session = Session(monkeypatch, Options(minutes=6), *benches)
+    assert session.visited() == ["d", "b", "a", "b", "c", "b"]
+
+
+def test_settled_figures_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    benches = [bench("a"), bench("b"), bench("c", contender="auto"), bench("d", contender="auto"), bench("e")]
+    session = Session(monkeypatch, Options(minutes=8), *benches)
+    agreed = by_visit((1.0, 2.0), (1.04, 2.0))
+    session.by_visit = dict.fromkeys("ac", agreed)
+    assert session.visited() == ["a", "b", "c", "d", "e", "b", "d", "b"]
+    session = Session(monkeypatch, Options(minutes=4), bench("c", contender="auto", by_visit=agreed))
+    session.by_visit = {"c": agreed}
+    assert session.visited() == ["c"] * 4
 
 
 @pytest.mark.parametrize(
@@ -116,6 +128,7 @@ def test_what_fails_keeps_its_figures_is_not_visited_again_and_fails_the_session
 
 def test_an_interrupted_visit_leaves_what_earlier_ones_found(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(monkeypatch, Options(minutes=60), *map(bench, "abcd"))
+    session.interrupted = 7
     with pytest.raises(KeyboardInterrupt):
         session.visited()
     assert session.found() == {"a": ("4", 6.0), "b": ("5", 7.0), "c": ("6", 8.0), "d": ("3", 5.0)}
