@@ -14,9 +14,8 @@ from benchmarks.contenders import AUTO
 from benchmarks.options import DEADLINES, OPTIONS
 
 _SHARE = 1.0  # of the first visits' time, where no minutes are given
-SETTLED = (
-    0.05  # what the two fastest visits differ by, at the most, where neither others nor the moment decide any more
-)
+# What the two fastest visits differ by, at the most, where neither others nor the moment decide any more.
+SETTLED = 0.05
 
 
 def visit_again(session: pytest.Session) -> None:
@@ -39,7 +38,7 @@ def visit_again(session: pytest.Session) -> None:
         finally:  # pytest-benchmark lists a benchmark before its first round; what fails, or is interrupted, adds nothing
             found, benches[before:] = benches[before:], []
             session.testsfailed += failed
-        if failed:
+        if failed or not found:
             timed.remove(bench)
         else:
             bench.stats, bench.extra_info = found[0].stats, {**bench.extra_info, **found[0].extra_info}
