@@ -63,7 +63,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             visit_again(session)
         return result
     finally:  # what was interrupted before its first round would break the file
-        benches[:] = [bench for bench in benches if bench.stats.data]
+        benches[:] = [bench for bench in benches if bench.stats.data or bench.has_error]
 
 
 @pytest.fixture

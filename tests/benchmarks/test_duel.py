@@ -51,7 +51,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
     bench, record = run(AUTO, phase)
     info = bench.extra_info
     assert bench.group == f"linear {phase}: tiny"
-    assert info["rounds"] == bench.rounds >= 3
+    assert info["rounds"] == bench.rounds >= 2
     assert info["visits"] == 1
     assert info["ratio"] == pytest.approx(info["dense_seconds"] / 1e-3)
     assert 0 <= info["error"] < 1e-5
@@ -101,20 +101,33 @@ def test_results_are_checked_at_the_first_visit_alone(monkeypatch: pytest.Monkey
     assert "error" not in bench.extra_info
 
 
-def test_what_a_first_call_takes_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_first_calls_take_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     class Slow(Kron):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            calls.append("call")
+            calls.append("ours")
             return super().forward(x)
 
+    def make(given: Any, phase: str) -> Any:
+        return lambda: calls.append("theirs") or {"output": torch.zeros(5, 12)}
+
     monkeypatch.setattr("benchmarks.duel._seconds", lambda step: calls.append("timed") or step() or 1.0)
+    monkeypatch.setattr("benchmarks.duel._dense", make)
+    monkeypatch.setattr("benchmarks.duel._dense_error", lambda given, phase: make(given, phase)() and 0.0)
     record = Record()
     for _ in range(2):
         calls.clear()
         duel(stub(), "linear", SUITE, "forward", replace(AUTO, build=Slow), Options(), record)
-        assert calls[0] == "call"
+        assert calls[:2] == ["ours", "theirs"]
+        assert calls[2] == "timed"
+
+
+def test_a_stall_before_the_first_round_is_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.3, 0.3, 1e-3])
+    monkeypatch.setattr("benchmarks.duel._seconds", lambda step: step() or next(seconds))
+    info = interleave(stub(1e-3), lambda: None, lambda: None, Options(), Record())
+    assert (info["rounds"], info["ratio"]) == (1, 1.0)
 
 
 def test_long_steps_have_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
