@@ -102,9 +102,7 @@ def interleave(
     benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds)
     ours_seconds = benchmark.stats.stats.data
     visits.append([*zip(theirs_seconds, ours_seconds, strict=True)])
-    if tried and once > LONG < sum(
-        visits[-1][0]
-    ):  # as good as a round, and dear; not so if it was something else's stall
+    if tried and once > LONG < sum(visits[-1][0]):  # as good as a round, and dear, if the time was its own and no stall
         visits[-1].insert(0, tried)
     dense, seconds = zip(*(pair for visit in visits for pair in visit), strict=True)
     ours_seconds[:] = seconds  # pytest-benchmark's own figures, too, are of all visits

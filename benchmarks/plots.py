@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from benchmarks.tables import AUTO, cases
+from benchmarks.tables import AUTO, by_fastest, cases
 
 Row = Mapping[str, Any]
 OURS, DENSE = "#0072b2", "#555555"  # after Okabe and Ito
@@ -58,7 +58,7 @@ def _growth(rows: Sequence[Row], path: Path) -> None:
 
 def _bars(rows: Sequence[Row], whose: str) -> list[list[float]]:
     """In ms, down and up: from the fastest tenth to the median, or half an interquartile range around the median."""
-    if any("fastest" in row for row in rows):
+    if by_fastest(rows):
         return [[0.0] * len(rows), [1e3 * (row[f"{whose}median"] - row[f"{whose}seconds"]) for row in rows]]
     return [[500 * row[f"{whose}iqr"] for row in rows]] * 2
 

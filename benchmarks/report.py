@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.plots import draw
 from benchmarks.results_file import Results
+from benchmarks.tables import by_fastest
 from weit.files import atomic_write
 
 _AGAIN = "-again"
@@ -45,7 +46,7 @@ def _by_name(paths: Sequence[Path]) -> dict[str, Results]:
         for what in ("device", "dtype", "quick"):
             if results.data["weit"][what] != first.data["weit"][what]:
                 raise ValueError(f"{name} is no second run of {first.name}: they differ in {what}")
-        if results.fastest != first.fastest:
+        if by_fastest(results.rows) != by_fastest(first.rows):
             raise ValueError(
                 f"{name} is no second run of {first.name}: one has medians, one what the fastest rounds take"
             )

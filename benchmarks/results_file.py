@@ -42,11 +42,6 @@ class Results:
         return [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
 
     @property
-    def fastest(self) -> bool:
-        """Whether times are those of the fastest rounds, not medians."""
-        return any("fastest" in row for row in self.rows)
-
-    @property
     def machine(self) -> dict[str, str]:
         """What ran this, in words."""
         info, commit = self.data["machine_info"], self.data["commit_info"]

@@ -178,9 +178,14 @@ def _time(row: Row, whose: str = "") -> str:
     return f"{1e3 * seconds:.3f} {beside}"
 
 
+def by_fastest(rows: Sequence[Row]) -> bool:
+    """Whether times are those of the fastest rounds, not medians."""
+    return any("fastest" in row for row in rows)
+
+
 def _times(rows: Sequence[Row]) -> str:
     """What the times are."""
-    if any("fastest" in row for row in rows):
+    if by_fastest(rows):
         return (
             "Times are what the fastest tenth of the interleaved rounds of all visits take (of ten or fewer, the fastest) "
             "and, in brackets, the medians, in ms: other users of the machine slow rounds down and make none faster."
@@ -190,7 +195,7 @@ def _times(rows: Sequence[Row]) -> str:
 
 
 def _by(rows: Sequence[Row]) -> str:
-    return "by the fastest tenth of its rounds" if any("fastest" in row for row in rows) else "by medians"
+    return "by the fastest tenth of its rounds" if by_fastest(rows) else "by medians"
 
 
 def _ratio(found: Mapping[str, Row], name: str) -> str:
