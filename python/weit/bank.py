@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -193,7 +192,7 @@ class TemplateBank(KeepsShared):
         ``directory`` appears as a whole; an older bank there is replaced.
 
         Raises:
-            ValueError: a tensor holds NaN or infinity. TypeError: the source's config is no JSON.
+            ValueError: a template holds NaN or infinity, or anything else NaN. TypeError: the source's config is no JSON.
             OSError: the folder cannot be written, or holds other things; it is left as it was.
         """
         files: dict[str, dict[str, Tensor]] = {_TEMPLATES: {role: self[role] for role in self.roles}}
@@ -282,6 +281,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise for NaN; for infinity too, but in a source, whose buffers may hold it: a mask of attention does."""
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name}: {key!r} holds NaN or infinity")
+        if tensor.is_floating_point() and (tensor.isnan() if name == _SOURCE else ~tensor.isfinite()).any():
+            raise ValueError(f"{name}: {key!r} holds NaN{'' if name == _SOURCE else ' or infinity'}")

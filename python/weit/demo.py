@@ -47,6 +47,7 @@ def run_demo(config: DemoConfig, flags: Mapping[str, Any] | None = None) -> Comp
 
     Raises:
         FileExistsError: the folder holds something that is no demo's.
+        ValueError: ``fresh`` would delete a folder that another field names.
         RuntimeError: a job failed; or, once all is written, a fresh process did not initialise the same weights.
     """
     begun = time.perf_counter()
@@ -69,6 +70,10 @@ def _open_folder(config: DemoConfig) -> None:
     if out.exists() and any(out.iterdir()) and not (out / _MARK).is_file():
         raise FileExistsError(f"out must be new or the folder of an earlier demo: {out} holds something else")
     if config.fresh and out.exists():
+        for name in ("root", "bank", "source", "small"):
+            given = getattr(config, name)
+            if given is not None and given.resolve().is_relative_to(out.resolve()):
+                raise ValueError(f"{name} must lie elsewhere, as fresh deletes {out}: got {given}")
         shutil.rmtree(out)
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     atomic_write(out / _MARK, json.dumps(plain, indent=1) + "\n")

@@ -21,8 +21,8 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     Raises:
         OSError: ``path`` cannot be written; it is as it was, and nothing is left beside it.
     """
-    path = Path(path)
     with reported(path):
+        path = _place(path)
         temporary = _sibling(path, "tmp")
         try:
             temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -42,11 +42,11 @@ def atomic_dir(path: str | os.PathLike[str], *, known: Collection[str] = ()) -> 
 
     Raises:
         FileExistsError: ``path`` is a file, or a folder that holds other things.
-        OSError: writing failed, inside the block too. In either case ``path`` is as it was, and nothing is
-            left beside it.
+        OSError: it is the current folder, or writing failed, inside the block too. In either case ``path`` is
+            as it was, and nothing is left beside it.
     """
-    path = Path(path)
     with reported(path):
+        path = _place(path)
         temporary = _sibling(path, "tmp")
         try:
             temporary.mkdir()
@@ -67,14 +67,14 @@ def publish(temporary: Path, path: Path, *, known: Collection[str] = ()) -> None
     _sync_folder(path.parent)
 
 
-def refuse_foreign(path: Path, known: Collection[str]) -> None:
+def refuse_foreign(path: str | os.PathLike[str], known: Collection[str]) -> None:
     """What ``atomic_dir`` says in the end of a folder that it does not replace, for before there is work to lose.
 
     Raises:
-        FileExistsError: as there; ``known``: all names that may be in the folder.
+        OSError: as there; ``known``: all names that may be in the folder.
     """
     with reported(path):
-        _refuse_foreign(path, known)
+        _refuse_foreign(_place(path), known)
 
 
 def _swap(temporary: Path, path: Path) -> None:
@@ -92,9 +92,16 @@ def _swap(temporary: Path, path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Where a rename has to put it: behind links, so that a link stays one, and with a name of its own."""
+    return Path(os.path.realpath(path))
+
+
 def _refuse_foreign(path: Path, allowed: Collection[str]) -> None:
     if not path.exists():
         return
+    if Path.cwd().is_relative_to(path):
+        raise OSError(errno.EBUSY, "it is the current folder, or above it, and is not replaced; name one below it")
     if not path.is_dir():
         raise FileExistsError(errno.EEXIST, "it is a file, expected a folder or nothing")
     foreign = sorted(set(os.listdir(path)) - set(allowed))
@@ -123,7 +130,7 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def reported(path: Path) -> Iterator[None]:
+def reported(path: str | os.PathLike[str]) -> Iterator[None]:
     """One kind of error and one message for every way to fail, with the path that the caller gave."""
     try:
         yield

@@ -167,9 +167,19 @@ def test_nan_is_refused_when_saving_and_loading(tmp_path, place):
     bank = make_bank()
     tensor = bank["q"].data if place == "q" else bank.source.state["head.weight"]
     tensor[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="holds NaN or infinity"):
+    with pytest.raises(ValueError, match="holds NaN"):
         bank.save_pretrained(tmp_path / "bank")
     assert tree(tmp_path) == {}
+
+
+def test_only_a_source_may_hold_infinity(tmp_path):
+    bank = make_bank()
+    bank.source.state["mask"] = torch.tensor([0.0, -float("inf")])
+    bank.save_pretrained(tmp_path / "bank")
+    assert TemplateBank.from_pretrained(tmp_path / "bank").source.state["mask"][1] == -float("inf")
+    bank["q"].data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"bank\.safetensors: 'q' holds NaN or infinity"):
+        bank.save_pretrained(tmp_path / "bank")
 
 
 def test_nan_in_a_file_is_refused(tmp_path):

@@ -34,3 +34,13 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest
         assert main(["demo", "--out", str(tmp_path), *FLAGS, *extra]) == 1
         assert "holds something else" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_fresh_deletes_no_folder_that_it_shall_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    (out / "bank").mkdir(parents=True)
+    (out / "weit-demo.json").write_text("{}")
+    for name in ("bank", "source", "small"):
+        assert main(["demo", "--out", str(out), *FLAGS, "--fresh", f"--{name}", str(out / "bank")]) == 1
+        assert f"{name} must lie elsewhere, as fresh deletes {out}" in capsys.readouterr().err
+    assert (out / "bank").is_dir()

@@ -1,4 +1,6 @@
 import errno
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.weit.disk import full_disk, tree, unprivileged
-from weit.files import atomic_dir, atomic_write
+from weit.files import atomic_dir, atomic_write, refuse_foreign
 
 
 def test_write_makes_folders_and_replaces(tmp_path):
@@ -116,3 +118,27 @@ def test_dir_comes_back_when_the_last_rename_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="the disk is gone"):
         write(path, a="new")
     assert tree(tmp_path) == {"run": None, "run/a": b"old"}
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    (tmp_path / "log").symlink_to(tmp_path / "disk" / "log")
+    for text in ("1", "2"):
+        write(tmp_path / "run", a=text)
+        atomic_write(tmp_path / "log", text)
+    assert (tmp_path / "run").is_symlink()
+    assert (tmp_path / "log").is_symlink()
+    assert tree(tmp_path / "disk") == {"run": None, "run/a": b"2", "log": b"2"}
+    assert sorted(os.listdir(tmp_path)) == ["disk", "log", "run"]
+
+
+@pytest.mark.parametrize("place", [".", "..", "../run"])
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, place):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(OSError, match=f"could not write {re.escape(place)}: it is the current folder, or above it"):
+        refuse_foreign(place, ["run", "a"])
+    with pytest.raises(OSError, match="it is the current folder"):
+        write(place, known=["run"], a="1")
+    assert tree(tmp_path) == {"run": None}

@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsers[name] = Parser(prog=f"weit {name}", description=command.__doc__, allow_abbrev=False)
         recipes = ", ".join(sorted(recipe_names(name)))
         kept = f", or one of the recipes {recipes}" if recipes else ""
-        parsers[name].add_argument("--config", action="config", help=f"YAML file with any of the flags below{kept}")
+        parsers[name].add_argument(
+            "--config", action="config", help=f"YAML file with any of the flags below{kept}; flags after it win"
+        )
         parsers[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.add_arguments(parsers[name])
         commands.add_subcommand(name, parsers[name], help=(command.__doc__ or "").split("\n")[0])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
+from numbers import Real
+
 from weit_kernels.shapes import as_int
 
 
@@ -11,7 +14,7 @@ def check_sizes(mlp_ratio: float, *, width: int, **sizes: int) -> int:
     `patch_size`, where there is one, must divide `img_size`, and `head_dim` must divide `width`.
     """
     check_positive(**sizes, width=width)
-    hidden = int(width * mlp_ratio)
+    hidden = int(width * mlp_ratio) if isinstance(mlp_ratio, Real) and isfinite(mlp_ratio) else 0
     if hidden < 1:
         raise ValueError(f"mlp_ratio must leave at least one hidden feature, got {mlp_ratio!r} with width={width}")
     if "patch_size" in sizes and sizes["img_size"] % sizes["patch_size"]:

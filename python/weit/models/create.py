@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "transformer": TransformerPolicy,
 }
 _PRESETS: dict[str, Callable[..., dict[str, Any]]] = {"resnet": presets.resnet, "convnext": presets.convnext}
+# Arguments come from files of others too, and the libraries would read what these name, pickles among them.
+_FROM_ELSEWHERE = ("pretrained", "checkpoint_path", "cache_dir")
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -33,13 +35,15 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
             take ``img_size``, ``in_chans`` and ``num_classes``, whichever library they are from.
 
     Raises:
-        ValueError: unknown name, or arguments that the model refuses.
+        ValueError: unknown name, arguments that the model refuses, or one that names weights to read or to download.
         RuntimeError: the library that builds the model is not installed.
     """
-    library, _, model = name.rpartition(":")
-    if name not in _OWN and name not in _PRESETS and (library not in ("timm", "hf") or not model):
+    library, _, model = name.rpartition(":") if isinstance(name, str) else ("", "", "")
+    if (library not in ("timm", "hf") and name not in (*_OWN, *_PRESETS)) or (library and not model):
         known = ", ".join(f'"{own}"' for own in (*_OWN, *_PRESETS))
         raise ValueError(f'model must be {known}, "timm:<model>" or "hf:<model type>", got {name!r}')
+    if elsewhere := [key for key in _names(arguments) if any(word in key for word in _FROM_ELSEWHERE)]:
+        raise ValueError(f"model {name} starts from its own random weights, so it takes no {elsewhere[0]}")
     try:
         if name in _PRESETS:
             return _hugging_face(name, **_PRESETS[name](**arguments))
@@ -48,8 +52,16 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         if library == "hf":
             return _hugging_face(model, **arguments)
         return _OWN[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"model {name} refuses its arguments: {error}") from error
+    except (TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"model {name} refuses its arguments: {error or 'it asserts something else'}") from error
+
+
+def _names(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """All names in ``arguments``, those of nested ones too."""
+    for name, value in arguments.items():
+        yield str(name)
+        if isinstance(value, Mapping):
+            yield from _names(value)
 
 
 def _timm(model: str, **arguments: Any) -> nn.Module:

@@ -33,7 +33,9 @@ def save_model(model: nn.Module, folder: str | Path, name: str, arguments: dict[
 def write_model(model: nn.Module, folder: Path, name: str, arguments: dict[str, Any], **notes: Any) -> None:
     """What ``save_model`` writes, into a folder that is there and that nobody reads yet."""
     config = {"format": _FORMAT, "model": name, "arguments": arguments, **notes}
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / _WEIGHTS)
+    # Copies: safetensors refuses tensors that share memory, such as tied embeddings.
+    whole = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
+    save_file(whole, folder / _WEIGHTS)
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

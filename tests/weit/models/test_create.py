@@ -47,7 +47,7 @@ def test_sizes_of_presets_are_positive(name, size):
         create_model(name, img_size=32, **{size: 0})
 
 
-@pytest.mark.parametrize("name", ["vitt", "timm", "timm:", "jax:vit", ""])
+@pytest.mark.parametrize("name", ["vitt", "timm", "timm:", "jax:vit", "", 5, None, ["vit"]])
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match=r'model must be "vit", .*, "timm:<model>" or "hf:<model type>", got '):
         create_model(name)
@@ -62,3 +62,39 @@ def test_a_model_timm_lacks():
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=r"model must be one that timm\.list_models\(\) names, got 'nonesuch'"):
         create_model("timm:nonesuch")
+
+
+class Touches:
+    """A pickle that leaves a file behind where it is loaded."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (self.trace, "w")
+
+
+@pytest.mark.parametrize(
+    ("name", "nested"), [("timm:resnet18", False), ("hf:timm_wrapper", True), ("vit", False)]
+)  # fmt: skip
+def test_no_argument_names_weights_to_read(tmp_path, name, nested):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(pickle.dumps(Touches(tmp_path / "trace")))
+    arguments = {"checkpoint_path": str(file)}
+    with pytest.raises(ValueError, match=f"model {name} starts from its own random weights, so it takes no checkpoint"):
+        create_model(name, **({"architecture": "resnet18", "model_args": arguments} if nested else arguments))
+    with pytest.raises(ValueError, match="it takes no pretrained_cfg"):
+        create_model(name, pretrained_cfg={"file": str(file)})
+    assert not (tmp_path / "trace").exists()
+
+
+def test_what_a_library_asserts_is_a_refusal():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"model timm:vit_tiny_patch16_224 refuses its arguments: ."):
+        create_model("timm:vit_tiny_patch16_224", img_size=32, embed_dim=30, num_heads=4)
+
+
+@pytest.mark.parametrize("ratio", ["4", float("inf"), float("nan"), 0.0, None])
+def test_the_ratio_of_hidden_features_is_a_number(ratio):
+    with pytest.raises(ValueError, match="mlp_ratio must leave at least one hidden feature, got"):
+        create_model("vit", img_size=8, width=16, depth=1, mlp_ratio=ratio)

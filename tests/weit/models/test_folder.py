@@ -33,6 +33,13 @@ def test_an_older_model_is_replaced(saved):
     assert len(load_model(folder)[0].blocks) == 2
 
 
+def test_tied_weights_are_saved(tmp_path):
+    model = create_model("vit", **ARGUMENTS)
+    model.blocks[0].attn.k.weight = model.blocks[0].attn.q.weight
+    save_model(model, tmp_path / "model", "vit", ARGUMENTS)
+    torch.testing.assert_close(load_model(tmp_path / "model")[0].state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
 def test_truncated_weights_are_one_error(saved):
     _, folder = saved
     file = folder / "model.safetensors"
@@ -52,7 +59,9 @@ def test_weights_of_another_size_are_one_error(saved):
 @pytest.mark.parametrize(
     "text",
     ["{", "[]", "{}", '{"format": "other"}', '{"format": "weit-model", "model": "vit"}',
-     '{"format": "weit-model", "model": "vit", "arguments": {"width": -1}}'],
+     '{"format": "weit-model", "model": "vit", "arguments": {"width": -1}}',
+     '{"format": "weit-model", "model": "vit", "arguments": [1]}', '{"format": "weit-model", "model": 5, "arguments": {}}',
+     '{"format": "weit-model", "model": "vit", "arguments": {"mlp_ratio": Infinity}}'],
 )  # fmt: skip
 def test_a_foreign_config_is_one_error(saved, text):
     _, folder = saved
