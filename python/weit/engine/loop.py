@@ -133,7 +133,8 @@ class _Run:
 
             self.sharded = ShardedCopy(model, objective, processes)
         self.trained = model if self.sharded is None else self.sharded.model
-        self.optimizer = _adamw(self.trained, config)
+        self.learning = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
+        self.optimizer = _adamw(self.learning, config)
         self.step = 0
         self.history: list[Record] = []
         self.pending: list[Tensor] = []
@@ -144,6 +145,9 @@ class _Run:
             self.step = folder.checkpoint.step
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(folder.checkpoint.state["scaler"])
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = None  # what the caller left there is no part of the first step
         self.stepper = self.accelerator.prepare(self.optimizer)
         if self.sharded is not None:
             self.objective: nn.Module = self.sharded.module
@@ -197,7 +201,8 @@ class _Run:
                 accelerator.backward(loss)
             total += loss.detach()
         if config.clip_norm is not None:
-            accelerator.clip_grad_norm_(self.objective.parameters(), config.clip_norm)
+            # Frozen parameters may hold gradients of the caller's, which nothing here takes away.
+            accelerator.clip_grad_norm_(self.learning, config.clip_norm)
         self.stepper.step()
         self.stepper.zero_grad()
         self.pending.append(total)
@@ -241,8 +246,7 @@ class _Run:
         folder.save(self.step, self.trained, self.optimizer, state, self.processes)
 
 
-def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _adamw(learning: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     groups = [
         {"params": [p for p in learning if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0},

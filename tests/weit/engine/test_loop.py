@@ -49,6 +49,21 @@ def test_depends_on_its_arguments_alone_and_leaves_the_callers_randomness() -> N
     assert not same(model, other)
 
 
+def test_gradients_of_the_callers_have_no_say() -> None:
+    """Neither those of what learns, in the first step, nor those of what is frozen, in the norm that every step is cut to."""
+    models = []
+    for left in (None, 1e3):
+        torch.manual_seed(0)
+        models.append(vit())
+        models[-1].head.requires_grad_(False)
+        for parameter in models[-1].parameters():
+            parameter.grad = None if left is None else torch.full_like(parameter, left)
+        train(models[-1], images(), CONFIG, progress=False)
+    assert same(*models)
+    frozen = {"head.weight", "head.bias"}  # theirs are still the caller's
+    assert {name for name, each in models[1].named_parameters() if each.grad is not None} == frozen
+
+
 @own_accelerate()
 def test_the_callers_accelerate_is_left_alone_and_has_no_say() -> None:
     expected, _ = trained()
