@@ -202,14 +202,17 @@ def _names(kind: str, shards: int) -> list[str]:
 
 
 def _share(tensors: Mapping[str, Tensor], rank: int, shards: int) -> dict[str, Tensor] | None:
-    """What process ``rank`` writes: every ``shards``-th tensor, largest first; ``None`` if it has no file to write.
+    """What process ``rank`` writes, so that all write about as much; ``None`` if it has no file to write.
 
-    All go through all tensors, one by one, since a sharded one is put together by every process.
+    All go through all tensors, one by one, since a sharded one is put together by every process. The others, such as a batch
+    norm's statistics, may differ between the processes: the first one's belong together.
     """
-    share = {}
-    for position, (name, tensor) in enumerate(sorted(tensors.items(), key=lambda item: -item[1].numel())):
+    share, given = {}, [0] * shards
+    for name, tensor in sorted(tensors.items(), key=lambda item: (is_part(item[1]), -item[1].numel())):
         full = whole(tensor)
-        if position % shards == rank:
+        writer = given.index(min(given)) if is_part(tensor) else 0
+        given[writer] += full.numel()
+        if writer == rank:
             share[name] = full.to("cpu", copy=True).contiguous()
     return share if rank < shards else None
 

@@ -180,6 +180,7 @@ class _Run:
                 if self.folder is not None and self._due(self.config.checkpoint_every):
                     self._save(self.folder)
                 bar.update()
+        self._share_buffers()
         if self.sharded is not None:
             self.sharded.fill()
         return self.history
@@ -187,6 +188,8 @@ class _Run:
     def _update(self, inputs: Inputs, targets: Tensor) -> None:
         config, accelerator = self.config, self.accelerator
         reseed(mix(config.seed, STEP, self.step, self.processes.rank))
+        if self.sharded is not None:
+            self._share_buffers()  # as DDP does by itself
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step)
         several = [tensor.chunk(config.accumulate) for tensor in (*tensors_of(inputs), targets)]
@@ -234,11 +237,16 @@ class _Run:
         bar.set_postfix(shown, refresh=False)
 
     def _scores(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> Mapping[str, float]:
+        self._share_buffers()
         with nullcontext() if self.sharded is None else self.sharded.filled(), torch.no_grad():
             self.model.eval()
             found = dict(evaluate(self.model))
             self.model.train()
         return self.processes.of_first(found)
+
+    def _share_buffers(self) -> None:
+        """A batch norm's statistics are each process's own after a step; a checkpoint keeps the first one's."""
+        self.processes.take_first(self.trained.buffers())
 
     def _save(self, folder: RunFolder) -> None:
         scaler = self.accelerator.scaler

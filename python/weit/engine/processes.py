@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     broadcast_object_list,
 )
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -94,6 +95,13 @@ class Processes:
     def of_first(self, value: Result) -> Result:
         """``value`` of the first process, on every one."""
         return broadcast_object_list([value])[0] if self.count > 1 else value
+
+    def take_first(self, tensors: Iterable[Tensor]) -> None:
+        """Put the numbers of the first process's ``tensors`` into those of every other."""
+        if self.count > 1:
+            under_way = [torch.distributed.broadcast(each.detach(), 0, async_op=True) for each in tensors]
+            for work in under_way:
+                work.wait()
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Run ``action`` on every process; where one fails, all raise, so that none is left waiting for the others.

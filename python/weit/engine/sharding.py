@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -41,8 +40,7 @@ class ShardedCopy:
 
     def __init__(self, model: nn.Module, objective: Objective, processes: Processes) -> None:
         tensors = [*model.parameters(), *model.buffers()]
-        for tensor in tensors:
-            torch.distributed.broadcast(tensor.detach(), 0)
+        processes.take_first(tensors)
         self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
         self.module = WithObjective(self.model, objective)
         mesh = init_device_mesh(processes.accelerator.device.type, (processes.count,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -118,6 +119,42 @@ def ranked() -> Result:
     history = train(model, (inputs.double(), targets), DENSE, evaluate=lambda _: rank, progress=False)
     assert history[-1]["rank"] == 0, "scores are the first process's on all of them"
     return model, history
+
+
+class Normed(nn.Module):
+    """A model whose buffers learn: a batch norm's, and one that its answers depend on in training too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(0), 0.1)
+        return self.head(F.relu(self.norm(self.inner(x - self.mean))))
+
+
+def normed(out: Path) -> None:
+    """Runs of a model whose buffers follow each process's own items end alike on all, and as if resumed."""
+    for sharding in ("none", "fsdp"):
+        run, ends = out / f"normed_{sharding}", []
+        for resume in (False, True):
+            torch.manual_seed(0)
+            model = Normed()
+            settings = replace(DENSE, sharding=sharding, accumulate=2)
+            found = {"evaluate": _evaluate, "run_dir": run, "resume": resume, "progress": False}
+            history = train(model, images(), settings, **found)
+            mine = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+            everyones: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everyones, (mine, history))
+            ends += everyones
+            if is_main_process() and not resume:
+                shutil.rmtree(run / "checkpoints/step_00000012")
+            torch.distributed.barrier()
+        for end in ends:
+            assert end == ends[0], sharding
 
 
 def _evaluate(model: nn.Module) -> dict[str, float]:
@@ -261,6 +298,8 @@ def main(out: Path, names: list[str]) -> None:
                 (out / f"held_{kind}_{os.environ['RANK']}.json").write_text(json.dumps(held(kind)))
         elif name == "slowly":
             slowly(out)
+        elif name == "normed":
+            normed(out)
         else:
             module, history = RUNS[name](out)
             if is_main_process():

@@ -102,6 +102,11 @@ def test_a_run_of_two_resumes_on_one(name: str, alone: Path, together: Path, tmp
         assert torch.allclose(expected[key], tensor, atol=1e-7, rtol=1e-6), key
 
 
+def test_buffers_are_the_first_processs(tmp_path: Path) -> None:
+    done = on_two_processes(tmp_path, "normed")
+    assert done.returncode == 0, done.stderr
+
+
 def test_each_process_holds_and_writes_its_half(together: Path) -> None:
     block = sum(parameter.numel() for parameter in scenarios.vit().blocks[1].parameters())
     for file in (together / f"held_{kind}_{rank}.json" for kind in ("dense", "bank") for rank in range(2)):
