@@ -18,7 +18,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from weit.engine.seeds import ITEMS, ORDER, PARTS, mix, reseed_all
+from weit.engine.seeds import ITEMS, ORDER, PARTS, mix, reseed
 
 Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | Sequence[Tensor]"
 """A map-style data set of items (input, target), a list of them too; a data loader over one; or a pair of tensors (inputs,
@@ -138,7 +138,7 @@ class _SeededItems(Dataset[Any]):
 
     def __getitems__(self, key: tuple[int, list[int]]) -> list[Any]:
         step, indices = key
-        reseed_all(mix(self._seed, ITEMS, step, self._rank))
+        reseed(mix(self._seed, ITEMS, step, self._rank))
         if hasattr(self._dataset, "__getitems__"):
             return self._dataset.__getitems__(indices)
         return [self._dataset[i] for i in indices]

@@ -1,6 +1,7 @@
 """The training loop: what it depends on, what it leaves, what it refuses."""
 
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_depends_on_its_arguments_alone_and_leaves_the_callers_randomness() -> N
 
 
 def test_gradients_of_the_callers_have_no_say() -> None:
-    """Neither those of what learns, in the first step, nor those of what is frozen, in the norm that every step is cut to."""
+    """Neither those of what learns, in the first step, nor those of what is frozen, in the norm that steps are cut to."""
     models = []
     for left in (None, 1e3):
         torch.manual_seed(0)
@@ -126,6 +127,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(cut: int, tmp_path: Path) -> 
     assert same(whole, resumed)
     assert again == history
     assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.rand(()), np.random.random, random.random], ids=["torch", "numpy", "python"]
+)
+def test_a_model_may_draw_from_any_generator(draw, tmp_path: Path) -> None:
+    def objective(model, inputs, targets, step):
+        return nn.functional.cross_entropy(model(inputs), targets) * (1 + float(draw()))
+
+    whole, history = trained(run_dir=tmp_path, objective=objective)
+    shutil.rmtree(tmp_path / "checkpoints/step_00000020")
+    resumed, again = trained(run_dir=tmp_path, objective=objective, resume=True)
+    assert same(whole, resumed)
+    assert again == history
 
 
 def test_run_folder(tmp_path: Path) -> None:
