@@ -15,6 +15,8 @@ PRECISIONS = ("no", "bf16", "fp16")
 SHARDINGS = ("none", "fsdp")
 HOW = ("accumulate", "sharding", "activation_checkpointing", "workers")
 """Settings that change how a run is computed, and its numbers by no more than rounding: a resumed run may have others."""
+HOW_WITH_BATCH_NORM = ("sharding", "workers")
+"""Those of a model with a batch norm, which sees each part of a batch for itself, and again where blocks are recomputed."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class TrainConfig:
         betas: of AdamW.
         clip_norm: largest norm of the gradient; ``None`` for no clipping.
         seed: order of the data and randomness inside model and data set.
-        accumulate: parts a batch is cut into, to need less memory; the result is the same to rounding.
+        accumulate: parts a batch is cut into, to need less memory; the result is the same to rounding, unless the model has
+            a batch norm, which sees each part for itself, or draws numbers, as dropout does.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         sharding: ``"none"``: each process holds everything; ``"fsdp"``: parameters, gradients and optimiser state are
             spread over the processes (FSDP2), and so are the files of a checkpoint.

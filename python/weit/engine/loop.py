@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from weit.engine.blocks import blocks_of, recomputed
-from weit.engine.config import TrainConfig
+from weit.engine.config import HOW, HOW_WITH_BATCH_NORM, TrainConfig
 from weit.engine.data import Batches, Data, Inputs, tensors_of
-from weit.engine.modes import kept_modes
+from weit.engine.modes import has_batch_norm, kept_modes
 from weit.engine.objective import Loss, Objective, Supervised, WithObjective, outputs_of
 from weit.engine.processes import Processes, own_accelerate
 from weit.engine.run_folder import Record, RunFolder
@@ -99,7 +99,8 @@ def train(
         if run_dir is None:
             return batches, None
         known = {**(settings or {}), **asdict(config), "items": batches.count}
-        return batches, RunFolder(run_dir, known, flags=flags, resume=resume, keep=config.keep_checkpoints)
+        how = HOW_WITH_BATCH_NORM if has_batch_norm(model) else HOW
+        return batches, RunFolder(run_dir, known, how=how, flags=flags, resume=resume, keep=config.keep_checkpoints)
 
     try:
         with kept_modes(model), own_randomness(config.seed), torch.enable_grad():

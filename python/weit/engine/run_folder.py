@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class RunFolder:
     Args:
         path: the folder; made if missing.
         config: what the run depends on, JSON-like, kept in ``settings.json``; a continued run must have the same, but for
-            what only bears on how it is computed (``weit.engine.config.HOW``).
+            what only bears on how it is computed.
+        how: the names of that.
         flags: what ``config.yaml`` holds in place of ``config``: how the command line was called.
         resume: continue from the last checkpoint, or from the start if the run was stopped before its first one; else
             begin a run that must not be there yet.
@@ -51,6 +52,7 @@ class RunFolder:
         path: str | Path,
         config: Mapping[str, Any],
         *,
+        how: Collection[str] = HOW,
         flags: Mapping[str, Any] | None = None,
         resume: bool = False,
         keep: int = 2,
@@ -58,7 +60,7 @@ class RunFolder:
         self.path = Path(path)
         self._config: dict[str, Any] = json.loads(json.dumps(config))
         self._flags = self._config if flags is None else dict(flags)
-        self._keep = keep
+        self._how, self._keep = how, keep
         self._checkpoints, self._metrics = self.path / CHECKPOINTS, self.path / METRICS
         self._settings = self.path / SETTINGS
         self.checkpoint: Checkpoint | None = None
@@ -131,7 +133,7 @@ class RunFolder:
         return saved
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
-        names = sorted((self._config.keys() | saved.keys()) - set(HOW))
+        names = sorted((self._config.keys() | saved.keys()) - set(self._how))
         changed = [name for name in names if self._config.get(name) != saved.get(name)]
         if changed:
             found = ", ".join(f"{name}: {saved.get(name)!r} → {self._config.get(name)!r}" for name in changed)

@@ -209,6 +209,18 @@ def test_how_a_run_is_computed_may_change_when_it_goes_on(tmp_path: Path) -> Non
         assert a == pytest.approx(b, rel=1e-2)
 
 
+@pytest.mark.parametrize("field", [{"accumulate": 2}, {"activation_checkpointing": True}])
+def test_a_batch_norm_holds_a_run_to_how_it_is_computed(field: dict, tmp_path: Path) -> None:
+    block = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(block))
+    train(model, images(), CONFIG, run_dir=tmp_path, progress=False)
+    shutil.rmtree(tmp_path / "checkpoints/step_00000020")
+    with pytest.raises(ValueError, match=f"config differs .*{next(iter(field))}: "):
+        train(model, images(), replace(CONFIG, **field), run_dir=tmp_path, resume=True, progress=False)
+    others = replace(CONFIG, sharding="fsdp", workers=1)
+    train(model, images(), others, run_dir=tmp_path, resume=True, progress=False)
+
+
 X, Y = images()
 NAN = X.clone()
 NAN[3, 0, 0, 0] = float("nan")
