@@ -21,8 +21,8 @@ from weit.engine.data import Batches, Data, Inputs, tensors_of
 from weit.engine.modes import has_batch_norm, kept_modes
 from weit.engine.objective import Loss, Objective, Supervised, WithObjective, outputs_of
 from weit.engine.processes import Processes, own_accelerate
-from weit.engine.run_folder import Record, RunFolder
-from weit.engine.seeds import STEP, mix, own_randomness, reseed
+from weit.engine.run_folder import Record, RunFolder, numbers_of
+from weit.engine.seeds import SCORES, STEP, mix, own_randomness, reseed
 
 if TYPE_CHECKING:
     from weit.engine.sharding import ShardedCopy
@@ -70,7 +70,8 @@ def train(
         The records, as in ``metrics.jsonl``: step, loss, lr and what ``evaluate`` gave.
 
     Raises:
-        TypeError, ValueError: bad data or nothing to train, before the first step; a checkpoint that does not fit.
+        TypeError, ValueError: bad data or nothing to train, before the first step; a checkpoint that does not fit; what
+            ``evaluate`` gave, after the checkpoint of the step.
         FloatingPointError: the loss became NaN or infinite.
         OSError: ``run_dir`` cannot be written.
     """
@@ -139,11 +140,14 @@ class _Run:
         self.step = 0
         self.history: list[Record] = []
         self.pending: list[Tensor] = []
+        self.unrecorded: Record | None = None
         if folder is not None:
             self.history = folder.history
         if folder is not None and folder.checkpoint is not None:
             folder.checkpoint.restore(self.trained, self.optimizer)
             self.step = folder.checkpoint.step
+            if not self.history or self.history[-1]["step"] < self.step:
+                self.unrecorded = folder.checkpoint.state.get("record")
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(folder.checkpoint.state["scaler"])
         for parameter in model.parameters():
@@ -173,13 +177,17 @@ class _Run:
             if self.config.activation_checkpointing:
                 stack.enter_context(recomputed(blocks_of(self.trained)))
             self.trained.train()
+            if self.unrecorded is not None:  # the run ended between the checkpoint and its record
+                self._record(self.unrecorded, bar)
             for inputs, targets in self.batches.stream(self.step, self.config.steps):
                 self._update(inputs, targets)
                 self.step += 1
                 if self._due(self.config.log_every, self.config.evaluate_every, self.config.checkpoint_every):
-                    self._record(bar)
-                if self.folder is not None and self._due(self.config.checkpoint_every):
-                    self._save(self.folder)
+                    record = self._mean_loss()
+                    # Before the record, for which ``evaluate`` is called: an error in there costs no steps.
+                    if self.folder is not None and self._due(self.config.checkpoint_every):
+                        self._save(self.folder, record)
+                    self._record(record, bar)
                 bar.update()
         self._share_buffers()
         if self.sharded is not None:
@@ -214,7 +222,7 @@ class _Run:
     def _due(self, *intervals: int) -> bool:
         return self.step == self.config.steps or any(every and self.step % every == 0 for every in intervals)
 
-    def _record(self, bar: tqdm[Any]) -> None:
+    def _mean_loss(self) -> Record:
         losses = self.accelerator.reduce(torch.stack(self.pending), "mean").tolist()
         first = self.step - len(losses)
         for i, value in enumerate(losses):
@@ -224,24 +232,23 @@ class _Run:
                 step = f"step {first + i + 1} of {self.config.steps}"
                 raise FloatingPointError(f"loss became {value} in {step}; a smaller lr may help")
         self.pending.clear()
-        record: Record = {
-            "step": self.step,
-            "loss": sum(losses) / len(losses),
-            "lr": self.config.lr_at(self.step - 1),
-        }
+        return {"step": self.step, "loss": sum(losses) / len(losses), "lr": self.config.lr_at(self.step - 1)}
+
+    def _record(self, record: Record, bar: tqdm[Any]) -> None:
         if self.evaluate is not None and self._due(self.config.evaluate_every):
-            record.update(self._scores(self.evaluate))
+            record = {**record, **self._scores(self.evaluate)}
         self.history.append(record)
         if self.folder is not None and self.processes.is_main:
             self.folder.record(record)
         shown = {name: f"{value:.4g}" for name, value in record.items() if name not in ("step", "lr")}
         bar.set_postfix(shown, refresh=False)
 
-    def _scores(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> Mapping[str, float]:
+    def _scores(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
         self._share_buffers()
+        reseed(mix(self.config.seed, SCORES, self.step))
         with nullcontext() if self.sharded is None else self.sharded.filled(), torch.no_grad():
             self.model.eval()
-            found = dict(evaluate(self.model))
+            found = numbers_of(evaluate(self.model))
             self.model.train()
         return self.processes.of_first(found)
 
@@ -249,9 +256,9 @@ class _Run:
         """A batch norm's statistics are each process's own after a step; a checkpoint keeps the first one's."""
         self.processes.take_first(self.trained.buffers())
 
-    def _save(self, folder: RunFolder) -> None:
+    def _save(self, folder: RunFolder, record: Record) -> None:
         scaler = self.accelerator.scaler
-        state = {"scaler": None if scaler is None else scaler.state_dict()}
+        state = {"scaler": None if scaler is None else scaler.state_dict(), "record": record}
         folder.save(self.step, self.trained, self.optimizer, state, self.processes)
 
 

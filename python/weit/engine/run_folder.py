@@ -140,6 +140,23 @@ class RunFolder:
             raise ValueError(f"config differs from that of the run to resume in {self.path} ({found})")
 
 
+def numbers_of(scores: object) -> dict[str, float]:
+    """What ``evaluate`` gave, as JSON takes it: tensors and NumPy's numbers too are numbers.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"evaluate must give numbers by name, got {type(scores).__name__}")
+    numbers = {}
+    for name, value in scores.items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor of several numbers
+            raise TypeError(f"evaluate must give numbers by name, got {type(value).__name__} as {name!r}") from error
+    return numbers
+
+
 def write_flags(folder: Path, flags: Mapping[str, Any]) -> None:
     """Write ``folder/config.yaml``: how a command was called."""
     atomic_write(folder / CONFIG, yaml.safe_dump(dict(flags), sort_keys=False))

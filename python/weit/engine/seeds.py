@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-ORDER, ITEMS, STEP, SIZE, PARTS = range(1, 6)
+ORDER, ITEMS, STEP, SIZE, PARTS, SCORES = range(1, 7)
 """What a seed is drawn for, the second part of ``mix``, so that no two streams have anything in common."""
 
 _MASK = (1 << 64) - 1

@@ -143,6 +143,37 @@ def test_a_model_may_draw_from_any_generator(draw, tmp_path: Path) -> None:
     assert again == history
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.int64, lambda value: np.array([value])[0]])
+def test_scores_may_be_any_numbers(kind, tmp_path: Path) -> None:
+    _, history = trained(run_dir=tmp_path, evaluate=lambda model: {"score": kind(3)})
+    assert history[-1]["score"] == 3
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]) == history[-1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ({"score": "high"}, "str as 'score'"),
+        ({"score": None}, "NoneType as 'score'"),
+        ({"score": torch.ones(2)}, "Tensor as 'score'"),
+        (0.5, "float"),
+    ],
+)
+def test_what_evaluate_breaks_costs_no_steps(scores, found: str, tmp_path: Path) -> None:
+    def evaluate(model):
+        return {"accuracy": accuracy(model), "drawn": torch.rand(())}
+
+    config = replace(CONFIG, evaluate_every=0)
+    whole, history = trained(config, run_dir=tmp_path / "whole", evaluate=evaluate)
+    with pytest.raises(TypeError, match=f"evaluate must give numbers by name, got {found}"):
+        trained(config, run_dir=tmp_path / "broken", evaluate=lambda model: scores)
+    assert (tmp_path / "broken/checkpoints/step_00000020").is_dir()
+    mended, again = trained(config, run_dir=tmp_path / "broken", evaluate=evaluate, resume=True)
+    assert same(whole, mended)
+    assert again == history
+    assert (tmp_path / "broken/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
 def test_run_folder(tmp_path: Path) -> None:
     _, history = trained(run_dir=tmp_path / "run")
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
