@@ -7,6 +7,7 @@ reads them again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -70,18 +71,22 @@ def save_checkpoint(
         if (share := _share(tensors, processes.rank, shards)) is not None
     }
 
+    digests: dict[str, str] = {}
+
     def begin() -> None:
         for stale in folder.glob(".step_*"):  # of a run that was killed while it wrote, or cleared away
             shutil.rmtree(stale)
         side.mkdir(parents=True)
 
-    def write() -> None:
+    def write() -> dict[str, str]:
         for name, tensors in mine.items():
             save_file(tensors, side / name)
+        return {name: _digest(side / name) for name in mine}
 
     def finish() -> None:
         sizes = {name: (side / name).stat().st_size for kind in _KINDS for name in names[kind]}
-        atomic_write(side / _STATE, json.dumps({**_FORMAT, "step": step, "files": sizes, **state}, indent=1))
+        about = {**_FORMAT, "step": step, "files": sizes, "sha256": digests}
+        atomic_write(side / _STATE, json.dumps({**about, **state}, indent=1))
         publish(side, path)
         for old in checkpoints(folder)[:-keep]:
             aside = old.with_name(f".{old.name}.old")  # so that nothing half removed looks like a checkpoint
@@ -91,7 +96,8 @@ def save_checkpoint(
     try:
         with reported(path):
             processes.together(begin if processes.is_main else _nothing)
-            processes.together(write)
+            for each in processes.of_all(processes.together(write)):
+                digests.update(each)
             processes.together(finish if processes.is_main else _nothing)
     finally:
         if processes.is_main:
@@ -104,10 +110,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 class Checkpoint:
-    """A checkpoint whose files are all there and of the size they were written with.
+    """A checkpoint whose files are all there and hold what was written.
 
     Raises:
-        ValueError: a file is missing, truncated or of another format; the message names it.
+        ValueError: a file is missing, truncated, changed or of another format; the message names it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -159,7 +165,8 @@ class Checkpoint:
             raise ValueError(f"{file} is damaged: {error}") from error
         if not isinstance(state, dict) or {key: state.get(key) for key in _FORMAT} != _FORMAT:
             raise ValueError(f"{file} is no checkpoint of this package (version {_FORMAT['version']})")
-        kinds = {"step": int, "config": dict, "files": dict}
+        kinds = {"step": int, "config": dict, "files": dict, "sha256": dict}
+        state.setdefault("sha256", {})  # not in checkpoints of before, whose sizes alone are checked
         for name, kind in kinds.items():
             if not isinstance(state.get(name), kind):
                 raise ValueError(f"{file} is damaged: {name} is missing")
@@ -174,6 +181,9 @@ class Checkpoint:
                 raise ValueError(f"{self.path} is no whole checkpoint: {name} is missing")
             if (found := file.stat().st_size) != size:
                 raise ValueError(f"{file} is truncated or damaged: it holds {found} bytes, expected {size}")
+            written = self.state["sha256"].get(name)
+            if written is not None and _digest(file) != written:
+                raise ValueError(f"{file} is damaged: it holds other bytes than were written")
             try:
                 with safe_open(file, "pt") as content:
                     for key in content.keys():  # noqa: SIM118 - it is no mapping
@@ -215,6 +225,15 @@ def _share(tensors: Mapping[str, Tensor], rank: int, shards: int) -> dict[str, T
         if writer == rank:
             share[name] = full.to("cpu", copy=True).contiguous()
     return share if rank < shards else None
+
+
+def _digest(file: Path) -> str:
+    """The hash of what a file holds, which is read in pieces: it may be larger than the memory."""
+    found = hashlib.sha256()
+    with file.open("rb") as content:
+        while piece := content.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:

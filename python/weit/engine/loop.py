@@ -49,7 +49,8 @@ def train(
     Devices, mixed precision and several processes are accelerate's (start with ``torchrun`` or ``accelerate launch``). The
     whole model is in training mode meanwhile, and comes back on the device and in the modes it came in. The caller's random
     state and ``Accelerator`` are left alone, and the result depends on the arguments only: a resumed run ends with the same
-    bits as one that was never interrupted, and to rounding it does not depend on the number of processes. After an error in
+    bits as one that was never interrupted, if all that learns is in the model's state dict, and to rounding it does not
+    depend on the number of processes, but for batch norms and what the model draws. After an error in
     a sharded run, but for a loss that is not finite, the model holds no numbers; its checkpoints do.
 
     Args:

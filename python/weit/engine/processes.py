@@ -15,6 +15,7 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     broadcast_object_list,
+    gather_object,
 )
 from torch import Tensor
 
@@ -95,6 +96,10 @@ class Processes:
     def of_first(self, value: Result) -> Result:
         """``value`` of the first process, on every one."""
         return broadcast_object_list([value])[0] if self.count > 1 else value
+
+    def of_all(self, value: Result) -> list[Result]:
+        """``value`` of each process, on every one."""
+        return gather_object([value])
 
     def take_first(self, tensors: Iterable[Tensor]) -> None:
         """Put the numbers of the first process's ``tensors`` into those of every other."""

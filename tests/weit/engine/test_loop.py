@@ -188,6 +188,38 @@ def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
 
 
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_changed_bytes_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    whole, _ = trained(run_dir=tmp_path)
+    older, latest = sorted((tmp_path / "checkpoints").iterdir())
+    _flip_a_bit(latest / name)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=rf"{name} is damaged: it holds other bytes .*{older.name} is older"):
+        trained(run_dir=tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    shutil.rmtree(latest)
+    assert same(whole, trained(run_dir=tmp_path, resume=True)[0])
+
+
+def test_a_checkpoint_of_before_there_were_hashes(tmp_path: Path) -> None:
+    whole, history = trained(run_dir=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/step_00000020")
+    file = tmp_path / "checkpoints/step_00000015/state.json"
+    state = json.loads(file.read_text())
+    assert state.pop("sha256").keys() == state["files"].keys()
+    del state["record"]
+    file.write_text(json.dumps(state))
+    resumed, again = trained(run_dir=tmp_path, resume=True)
+    assert same(whole, resumed)
+    assert again == history
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", [_truncate, Path.unlink], ids=["truncated", "missing"])
 def test_a_damaged_checkpoint_is_refused_by_name(name: str, damage, tmp_path: Path) -> None:

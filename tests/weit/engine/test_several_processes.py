@@ -125,7 +125,15 @@ def test_each_process_holds_and_writes_its_half(together: Path) -> None:
         assert max(sizes) < 2 * min(sizes)
 
 
-@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(file.read_bytes()[:-8]), Path.unlink])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-8]),
+        lambda file: file.write_bytes(file.read_bytes()[:-8] + bytes(8)),
+        Path.unlink,
+    ],
+    ids=["truncated", "changed", "missing"],
+)
 @pytest.mark.parametrize("shard", ["model-00002-of-00002.safetensors", "optimizer-00001-of-00002.safetensors"])
 def test_a_damaged_shard_is_refused_by_name(shard: str, damage, together: Path, tmp_path: Path) -> None:
     run = shutil.copytree(together / "dense_fsdp", tmp_path / "run")
