@@ -136,12 +136,18 @@ def require_runnable(
         return
     check_choice("path", path, PATH_NAMES)
     check_choice("backend", backend, BACKENDS)
+    if reason := _why_nothing(path, backend, device, dtype, form, swap):
+        raise RuntimeError(reason)
+
+
+@torch.compiler.assume_constant_result  # imports and caches are not for tracing
+def _why_nothing(path: str, backend: str, device: torch.device, dtype: torch.dtype, form: Form, swap: bool) -> str:
+    """Why nothing of what is asked for can run; empty if something can."""
     reasons = {(p, b): why_not(exchanged(p) if swap else p, b, device, dtype, form) for p, b in pairs()}
     asked = [why for (p, b), why in reasons.items() if path in ("auto", p) and backend in ("auto", b)]
-    if all(asked):
-        able = ", ".join(f"{p} on {b}" for (p, b), why in reasons.items() if not why)
-        run_as = exchanged(path) if swap else path
-        stands = "" if run_as == path else f" (interleaved, so {run_as} with the factors exchanged)"
-        raise RuntimeError(
-            f"path={path!r}{stands} with backend={backend!r} cannot run: {asked[0]}; on {device.type} can run: {able}"
-        )
+    if not all(asked):
+        return ""
+    able = ", ".join(f"{p} on {b}" for (p, b), why in reasons.items() if not why)
+    run_as = exchanged(path) if swap else path
+    stands = "" if run_as == path else f" (interleaved, so {run_as} with the factors exchanged)"
+    return f"path={path!r}{stands} with backend={backend!r} cannot run: {asked[0]}; on {device.type} can run: {able}"

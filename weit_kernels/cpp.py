@@ -61,12 +61,21 @@ def multiplies_pairs() -> bool:
 
 
 def workspace_bytes(
-    s: KronShape, path: str, rows: int, dtype: torch.dtype, backward: bool, parts: int, least: int = 1
+    s: KronShape,
+    path: str,
+    rows: int,
+    dtype: torch.dtype,
+    backward: bool,
+    parts: int,
+    least: int = 1,
+    *,
+    lanes: bool = False,
 ) -> int:
     """About what a call takes beside its results: templates in panels, sums over rows in ``parts``, one core's block.
 
-    A block reads ``least`` rows, or pixels, even where they exceed a core's cache. Other cores have a block each as well;
-    like the rest it stays with its thread for later calls.
+    A block reads ``least`` rows, or pixels, even where they exceed a core's cache. With ``lanes``, where pixels are the
+    columns of panels, it holds the intermediate of a square of them, however many templates there are. Other cores have a
+    block each as well; like the rest it stays with its thread for later calls.
     """
     itemsize, passes = max(4, dtype.itemsize), 2 if backward else 1
     whole, others = (s.n * s.q, s.m + s.N * s.n) if path == "templates_first" else (s.m * s.p, s.n + s.N * s.m)
@@ -76,7 +85,8 @@ def workspace_bytes(
     if backward:
         parts = min(parts, max(FEW_PARTS, MOST_SUMS // sums))
     by_tap = passes * factors if s.taps > 1 else 0
-    block = max(row * least, min(_C.block_bytes(), passes * row * -(-rows // parts)))
+    square = itemsize * s.N * (s.n if path == "templates_first" else s.m) * panel_width(dtype) ** 2 if lanes else 0
+    block = max(row * least + square, min(_C.block_bytes(), passes * row * -(-rows // parts)))
     return passes * factors + by_tap + min(parts, rows) * sums + block
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weit_kernels.paths.convolution import memory_format
 from weit_kernels.transforms import in_forward_mode
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -44,7 +45,7 @@ def key(tensors: tuple[Tensor | None, ...], choice: tuple[Any, ...]) -> Hashable
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in _PLAIN and not tensor.is_neg()
+    return type(tensor) in _PLAIN and not (tensor.is_neg() or tensor.is_nested)
 
 
 def _observed() -> bool:
@@ -108,6 +109,27 @@ def below_autograd(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
+def keep(ctx: Any, x: Tensor, T: Tensor, S: Tensor, need: tuple[bool, ...]) -> None:
+    """Save what the gradients of ``x``, ``T`` and ``S`` that are needed read. Each reads the two others, so a tensor that
+    alone has one is left out, as nn.Linear does: a frozen layer keeps no input, and a learning factor may be overwritten.
+    """
+    tensors, saved = (x, T, S), [any(need[:i] + need[i + 1 :]) for i in range(3)]
+    ctx.missing = None
+    if sum(need) == 1:
+        alone = tensors[need.index(True)]
+        ctx.missing = need.index(True), alone.shape, memory_format(alone)
+    ctx.save_for_backward(*(tensor if read else None for tensor, read in zip(tensors, saved, strict=True)))
+
+
+def kept(ctx: Any, dy: Tensor) -> list[Tensor]:
+    """``x``, ``T`` and ``S`` again, memory without numbers in place of one that was not saved."""
+    tensors = list(ctx.saved_tensors)
+    if ctx.missing is not None:
+        index, shape, form = ctx.missing
+        tensors[index] = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=form)
+    return tensors
+
+
 class _Learning(torch.autograd.Function):
     """The short way with a way back.
 
@@ -118,7 +140,7 @@ class _Learning(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, direct: Direct, x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> Tensor:
         ctx.direct = direct
-        ctx.save_for_backward(x, T, S)
+        keep(ctx, x, T, S, ctx.needs_input_grad[1:4])
         return below_autograd(direct.forward, x, T, S, bias)
 
     @staticmethod
@@ -126,7 +148,7 @@ class _Learning(torch.autograd.Function):
         need = list(ctx.needs_input_grad[1:4])
         grads: Grads = (None, None, None)
         if any(need):
-            operands = (dy, *ctx.saved_tensors)
+            operands = (dy, *kept(ctx, dy))
             dense = torch._C._dispatch_keys(dy).has(torch._C.DispatchKey.Dense)  # not so in autograd's own vmap
             long = not dense or torch.is_grad_enabled() or torch.compiler.is_compiling() or _observed()
             if long or not all(map(_is_plain, operands)):

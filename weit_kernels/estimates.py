@@ -129,11 +129,10 @@ def work(request: Request, path: str, phase: str, columns: int = 0) -> Cost:
     """What one phase takes time for: the cost, and the zeros that fill panels of so many ``columns``; 0: none.
 
     Columns of a result are filled: those of templates, and where the last product makes features of tokens, those. In a
-    convolution so is the inner axis of each tap. Where pixels are the columns (csrc/cpu/lanes.h), nothing is filled.
+    convolution so is the inner axis of each tap. Where pixels are the columns, nothing is filled.
     """
     s = request.shape
-    lanes = s.kernel and request.form.pointwise and phase == "forward"
-    if not columns or lanes:
+    if not columns or _in_lanes(request, phase):
         return cost(request, path, phase)
 
     def filled(p: int, q: int) -> Cost:
@@ -197,8 +196,10 @@ def _reached(path: str, backend: str, phase: str) -> float:
 def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str, parts: int) -> int:
     """Bytes beside the results: what the path says, or of fused kernels what they keep and sum in."""
     if backend == "cpp":
-        backward, least = phase == "backward", _least_pixels(request)
-        return cpp.workspace_bytes(request.shape, path, request.rows, request.dtype, backward, parts, least)
+        backward, least, lanes = phase == "backward", _least_pixels(request), _in_lanes(request, phase)
+        return cpp.workspace_bytes(
+            request.shape, path, request.rows, request.dtype, backward, parts, least, lanes=lanes
+        )
     copies = _copied(request, path, backend, phase)
     if not _reached(path, backend, phase):
         return cost.workspace + copies
@@ -217,6 +218,11 @@ def _copied(request: Request, path: str, backend: str, phase: str) -> int:
         return 0
     numbers = s.in_features * (1 if phase == "forward" else 2) + s.out_features
     return request.rows * numbers * request.dtype.itemsize
+
+
+def _in_lanes(request: Request, phase: str) -> bool:
+    """Whether the compiled kernels take pixels as the columns of panels (csrc/cpu/lanes.h)."""
+    return bool(request.shape.kernel) and request.form.pointwise and phase == "forward"
 
 
 def _least_pixels(request: Request) -> int:

@@ -12,7 +12,7 @@ from weit_kernels import direct, reference
 from weit_kernels.backends import exchanged, require_runnable
 from weit_kernels.ops import autocast, call, direct_call
 from weit_kernels.shapes import LAYOUTS, check_ceil, check_choice, check_factors, check_floating, check_linear
-from weit_kernels.transforms import in_forward_mode
+from weit_kernels.transforms import by_dense_weight
 
 
 def kron_linear(
@@ -55,7 +55,7 @@ def kron_linear(
         return known(x, templates, scalers, bias)
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
     require_runnable(path, backend, x.device, x.dtype, swap=layout == "interleaved")
-    if in_forward_mode():
+    if by_dense_weight():
         return reference.kron_linear(x, templates, scalers, bias, out_features=out_features, layout=layout)
     return apply_linear(x, templates, scalers, bias, shape.out_features, layout, path, backend, key)
 

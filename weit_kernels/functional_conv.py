@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from weit_kernels.functional import apply_linear, trains
 from weit_kernels.ops import autocast, call, direct_call
 from weit_kernels.paths.convolution import ConvArgs, channels_last, memory_format
 from weit_kernels.shapes import check_conv, check_groups, check_spatial, conv_padding, per_axis
-from weit_kernels.transforms import in_forward_mode
+from weit_kernels.transforms import by_dense_weight
 
 
 def kron_conv1d(
@@ -117,7 +116,7 @@ def _conv(
     pads, uneven = conv_padding(padding, shape.kernel, strides, dilations)
     settings = (strides, pads, dilations, groups)
     form = Form.of(shape.kernel, ConvArgs(*settings))
-    linear = form.pointwise and x.dim() == dims + 2 and channels_last(x) and not in_forward_mode()
+    linear = form.pointwise and x.dim() == dims + 2 and channels_last(x) and not by_dense_weight()
     require_runnable(path, backend, x.device, x.dtype, form, swap=linear and layout == "interleaved")
     if linear:
         pixels = x.movedim(1, -1)
@@ -128,7 +127,7 @@ def _conv(
         maps = F.pad(maps, uneven)
     check_spatial(maps.shape[2:], shape.kernel, pads, dilations)
 
-    if in_forward_mode():
+    if by_dense_weight():
         conv: dict[str, Any] = {"stride": strides, "padding": pads, "dilation": dilations, "groups": groups}
         y = reference.kron_conv(maps, templates, scalers, bias, out_channels=shape.out_features, layout=layout, **conv)
         return y if x.dim() == dims + 2 else y.squeeze(0)
@@ -140,7 +139,7 @@ def _conv(
         bias = None if bias is None else _reorder(bias[None], shape.p, shape.m)[0]
         y = call("kron_conv", maps, templates, scalers, bias, shape.m * shape.p, *settings, "block", *choice)
         y = _reorder(y, shape.m, shape.p)[:, : shape.out_features]
-        y = y if wanted == torch.contiguous_format else y.contiguous(memory_format=wanted)
+        y = y.contiguous(memory_format=wanted)
     else:
         out, args = shape.out_features, (*settings, layout, *choice)
         y = call("kron_conv", maps, templates, scalers, bias, out, *args)

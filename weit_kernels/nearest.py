@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import ceil, prod
+from math import ceil, prod, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,10 @@ def nearest_kron(
     N, p, q = _check(weights, N, template_shape, layout)
     kernel = weights[0].shape[2:]
     grids = [(ceil(w.shape[0] / p), ceil(w.shape[1] / q)) for w in weights]
-    # float64: a float32 SVD would leave 1e-4 of a weight behind at full rank.
-    exact = [w.detach().double() for w in weights]
+    # float64: a float32 SVD would leave 1e-4 of a weight behind at full rank. By the largest number, so that squares of all
+    # are numbers too.
+    largest = float(max(w.detach().abs().max() for w in weights)) or 1.0
+    exact = [w.detach().double() / largest for w in weights]
     rows = torch.cat([_rearrange(w, m, n, p, q, layout) for w, (m, n) in zip(exact, grids, strict=True)])
     u, sigma, vh = torch.linalg.svd(rows, full_matrices=False)
     u, sigma, vh = u[:, :N], sigma[:N], vh[:N]
@@ -55,18 +57,20 @@ def nearest_kron(
     mean_square = sum(w.square().sum() for w in exact) / sum(w.numel() for w in exact)
     scale = (mean_square * vh.shape[1]).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     rank = sigma.shape[0]
-    templates = (vh * signs * scale)[torch.arange(N, device=vh.device) % rank].reshape(N, p, q, *kernel)
+    vectors = (vh * signs * scale * largest)[torch.arange(N, device=vh.device) % rank]
     coefficients = F.pad(u * (sigma / scale) * signs.T, (0, N - rank)).split([m * n for m, n in grids])
-    scalers = [c.T.reshape(N, m, n) for c, (m, n) in zip(coefficients, grids, strict=True)]
-
-    missed = sum(
-        (w - kron_weight(templates, s, out_features=w.shape[0], in_features=w.shape[1], layout=layout)).square().sum()
-        for w, s in zip(exact, scalers, strict=True)
-    )
-    total = sum(w.square().sum() for w in exact)
-    error = float(torch.as_tensor(missed / total).sqrt()) if total > 0 else 0.0
     dtype = weights[0].dtype
-    return templates.to(dtype), [s.contiguous().to(dtype) for s in scalers], error
+    templates = vectors.reshape(N, p, q, *kernel).to(dtype)
+    scalers = [c.T.reshape(N, m, n).contiguous().to(dtype) for c, (m, n) in zip(coefficients, grids, strict=True)]
+
+    missed = total = 0.0  # by what is returned, rounded as it is
+    for w, s in zip(exact, scalers, strict=True):
+        cut = {"out_features": w.shape[0], "in_features": w.shape[1]}
+        missed += float(
+            (w - kron_weight(templates.double() / largest, s.double(), **cut, layout=layout)).square().sum()
+        )
+        total += float(w.square().sum())
+    return templates, scalers, sqrt(missed / total) if total else 0.0
 
 
 def _rearrange(weight: Tensor, m: int, n: int, p: int, q: int, layout: str) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from weit_kernels import transforms
 from weit_kernels.choice import ConvCalls, LinearCalls, conv_request, hashable, linear_request, module_for, settled
-from weit_kernels.direct import Direct, Grads, below_autograd, bias_gradient
+from weit_kernels.direct import Direct, Grads, below_autograd, bias_gradient, keep, kept
 from weit_kernels.estimates import Request, cost
 from weit_kernels.paths.convolution import ConvArgs, memory_format, run_conv, run_conv_backward
 from weit_kernels.plan import choose
@@ -82,7 +82,7 @@ def direct_call(name: str, x: Tensor, T: Tensor, S: Tensor, out: int, args: tupl
         return getattr(chosen, f"{kind}_backward")(dy.contiguous(), x.contiguous(), T, S, need, *settings)
 
     def derived(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
-        return _gradients(name, dy, x, T, S, need, (out, *args))
+        return _gradients(name, dy, [x, T, S], need, (out, *args))
 
     if x.is_cuda:
         forward, backward = _on_its_device(forward), _on_its_device(backward)
@@ -90,11 +90,11 @@ def direct_call(name: str, x: Tensor, T: Tensor, S: Tensor, out: int, args: tupl
 
 
 def _gradients(
-    name: str, dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool], args: Sequence[Any]
+    name: str, dy: Tensor, operands: Sequence[Tensor], need: list[bool], args: Sequence[Any]
 ) -> list[Tensor | None]:
     """What the backward operator returns, which can be differentiated; ``None`` for what nobody needs."""
     op = getattr(torch.ops.weit, f"{name}_backward").default
-    grads = transforms.apply(op, dy, x, T, S, need, *args)
+    grads = transforms.apply(op, dy, *operands, need, *args)
     return [grad if wanted else None for grad, wanted in zip(grads, need, strict=True)]
 
 
@@ -136,7 +136,7 @@ def _empty(like: Tensor, *size: int) -> Tensor:
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, T, S, _bias, *ctx.args = inputs
-    ctx.save_for_backward(x, T, S)
+    keep(ctx, x, T, S, ctx.needs_input_grad[:3])
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
@@ -154,8 +154,7 @@ def _autograd(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         need = list(ctx.needs_input_grad[:3])
         grads: list[Tensor | None] = [None, None, None]
         if any(need):
-            x, T, S = ctx.saved_tensors
-            grads = _gradients(name, dy, x, T, S, need, ctx.args)
+            grads = _gradients(name, dy, kept(ctx, dy), need, ctx.args)
         dbias = bias_gradient(dy) if ctx.needs_input_grad[3] else None
         return *grads, dbias, *[None] * len(ctx.args)
 
@@ -203,7 +202,7 @@ def _register(name: str, args: str, request_of: Callable[..., Request], forward:
         qualified = f"weit::{name}{suffix}"
         torch.library.define(qualified, schema.format(args), tags=(torch.Tag.pt2_compliant_tag,))
         bare = partial(below_autograd, kernel)
-        torch.library.impl(qualified, "cpu", bare)
+        torch.library.impl(qualified, "default", bare)
         torch.library.impl(qualified, "cuda", _on_its_device(bare))
         torch.library.register_fake(qualified, fake_kernel)
         torch.library.register_autograd(qualified, derive, setup_context=save)

@@ -95,8 +95,9 @@ def check_floating(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

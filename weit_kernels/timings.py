@@ -127,9 +127,16 @@ def warn_once(message: str) -> None:
 
 def cache() -> Cache:
     """The cache of this process, for the ``WEIT_CACHE`` of the moment."""
-    given = os.environ.get("WEIT_CACHE")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return _cache(Path(given).expanduser() if given else folder / "weit" / "tune.json")
+    return _cache(Path(os.environ.get("WEIT_CACHE") or cache_folder() / "tune.json").expanduser())
+
+
+def cache_folder() -> Path:
+    """This package's, in the user's cache folder."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user whom the system does not know, and no HOME: a container's, mostly
+        folder = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return folder / "weit"
 
 
 @functools.cache

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 Dims = tuple[int | None, ...]
@@ -28,6 +30,21 @@ def apply(op: Any, *args: Any) -> Any:
 def in_forward_mode() -> bool:
     """Whether tensors may carry tangents, which operators of ``torch.library`` would drop without a word."""
     return forward_ad._current_level >= 0
+
+
+def by_dense_weight() -> bool:
+    """Whether derivatives are to be had of the dense weight alone: those in forward mode, and those of ``torch.func`` while
+    ``torch.compile`` traces, which takes neither the operator's nor an ``autograd.Function`` there.
+    """
+    return in_forward_mode() or (torch.compiler.is_compiling() and _differentiated())
+
+
+@torch.compiler.assume_constant_result
+def _differentiated() -> bool:
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    levels = retrieve_all_functorch_interpreters()
+    return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in levels)
 
 
 def register(op: Any, save: Callable[..., None], derive: Callable[..., Any], rule: Callable[..., Any]) -> None:
@@ -51,6 +68,8 @@ def forward(op: Callable[..., Tensor], info: Any, in_dims: Dims, *args: Any) -> 
     if batched == [True, False, False, False]:
         y = op(tensors[0].flatten(0, 1), *tensors[1:], *settings)
         return _split(y, tensors[0]), 0
+    if info.batch_size == 0:
+        return op(*_zeros(tensors, batched), *settings)[None][:0], 0
     return torch.stack([op(*_item(tensors, batched, i), *settings) for i in range(info.batch_size)]), 0
 
 
@@ -64,12 +83,19 @@ def backward(
         dy, x = (t if b else t.expand(info.batch_size, *t.shape) for t, b in zip(tensors[:2], batched[:2], strict=True))
         dx, *unneeded = op(dy.flatten(0, 1), x.flatten(0, 1), *tensors[2:], *settings)
         return (_split(dx, x), *unneeded), (0, None, None)
+    if info.batch_size == 0:
+        return tuple(grad[None][:0] for grad in op(*_zeros(tensors, batched), *settings)), (0, 0, 0)
     items = [op(*_item(tensors, batched, i), *settings) for i in range(info.batch_size)]
     return tuple(map(torch.stack, zip(*items, strict=True))), (0, 0, 0)
 
 
 def _batch_first(tensors: Sequence[Any], in_dims: Dims) -> list[Any]:
     return [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=False)]
+
+
+def _zeros(tensors: Sequence[Any], batched: Sequence[bool]) -> list[Any]:
+    """An item where there is none: it says of which shapes nothing is stacked."""
+    return [t.new_zeros(t.shape[1:]) if b else t for t, b in zip(tensors, batched, strict=True)]
 
 
 def _item(tensors: Sequence[Any], batched: Sequence[bool], index: int) -> list[Any]:

@@ -19,7 +19,10 @@ constexpr int64_t kFixedParts = 8;
 // 2 MiB keep 64 busy.
 constexpr int64_t kMostSums = 128 << 20, kFewParts = 4;
 
-// Memory that grows to the largest call of its thread and stays: a fresh allocation of some MiB costs page faults. It is
+// What a thread keeps for later calls, at the most: more memory would cost others more than it saves in page faults.
+constexpr int64_t kMostKept = 64 << 20;
+
+// Memory that grows to the largest call of its thread and stays, unless it is very large: a fresh allocation of some MiB costs page faults. It is
 // torch's, so that its profiler counts it and its error says what was asked for.
 class Buffer {
  public:
@@ -31,6 +34,10 @@ class Buffer {
       size_ = size;
     }
     return memory_.get();
+  }
+
+  void trim() {
+    if (size_ > kMostKept) memory_.clear(), size_ = 0;
   }
 
  private:
@@ -195,6 +202,7 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     if (dS_size) std::memset(part.dS, 0, dS_size);
     part.scratch = scratch.get(kernels.block_size(job, job.block));
     kernels.run(job, part);
+    scratch.trim();
   });
   if (dT) {
     parallel(count * a_panels, [&](int64_t i) {
@@ -202,6 +210,7 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
     });
   }
   if (dS) kernels.finish_dS(job, dS_sums, parts, dS);
+  for (Buffer *buffer : {&packed, &factors, &sums}) buffer->trim();
 }
 
 }  // namespace weit

@@ -122,3 +122,28 @@ W = torch.ones(12, 20)
 def test_bad_arguments(args: tuple, kwargs: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         nearest_kron(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_error_is_that_of_what_is_returned(dtype: torch.dtype) -> None:
+    weight = kron_weight(torch.randn(3, 4, 5), torch.randn(3, 3, 4)).to(dtype)
+    for N in (2, 12):
+        templates, (scalers,), error = nearest_kron(weight, N, (4, 5))
+        found = kron_weight(templates.double(), scalers.double())
+        assert error == pytest.approx(relative_error(found, weight.double()), rel=1e-6)
+        assert error > torch.finfo(dtype).eps / 100
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_squares_of_weights_need_not_be_numbers(size: float) -> None:
+    weight = torch.randn(12, 20, dtype=torch.float64)
+    _, _, expected = nearest_kron(weight, 4, (4, 5))
+    templates, (scalers,), error = nearest_kron(size * weight, 4, (4, 5))
+    assert error == pytest.approx(expected)
+    assert relative_error(kron_weight(templates / size, scalers), weight) == pytest.approx(expected)
+
+
+def test_weights_need_not_be_on_the_default_device() -> None:
+    weight = torch.randn(12, 20)
+    with torch.device("meta"):
+        assert 0 < nearest_kron(weight, 4, (4, 5))[2] < 1

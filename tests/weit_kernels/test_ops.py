@@ -1,5 +1,7 @@
 """The registered operators: derivatives of both orders, ``opcheck``, ``torch.compile``, autocast, and what is kept."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -106,6 +108,35 @@ def test_compiles_without_graph_breaks(layout: str) -> None:
             assert relative_error(a.grad, c.grad) < 1e-13
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "cpp"])
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+def test_what_is_asked_for_compiles_without_graph_breaks_too(path: str, backend: str) -> None:
+    choice = {"path": path, "backend": backend}
+    try:
+        kron_linear(*leaves(), out_features=5, **choice)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+    def linear(*operands):
+        return kron_linear(*operands, out_features=5, **choice)
+
+    def conv(*operands):
+        return kron_conv2d(*operands, padding=1, out_channels=5, **choice)
+
+    torch._dynamo.reset()
+    for function, operands in ((linear, leaves()), (conv, conv_leaves())):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert relative_error(compiled(*operands), function(*operands)) < 1e-13
+
+
+def test_what_cannot_run_says_so_while_compiling() -> None:
+    def function(*operands):
+        return kron_linear(*operands, out_features=5, backend="cuda")
+
+    with pytest.raises(RuntimeError, match="the CUDA kernels need a GPU"):
+        torch.compile(function, backend="aot_eager")(*leaves())
+
+
 def test_conv_compiles_with_inductor() -> None:
     def step(x, T, S, b):
         return kron_conv2d(x, T, S, b, padding="same", out_channels=5, layout="interleaved").relu().sum()
@@ -150,6 +181,46 @@ def test_only_inputs_are_saved_for_backward(path: str) -> None:
         kron_linear(*(t.requires_grad_() for t in operands), path=path)
     assert {t.untyped_storage().data_ptr() for t in saved} <= given
     assert len(saved) == 3
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "channels_last"])
+@pytest.mark.parametrize("need", list(product([False, True], repeat=4)), ids=str)
+def test_what_no_gradient_reads_is_not_saved(kind: str, need: tuple[bool, ...]) -> None:
+    """Each gradient reads the other two of x, T and S; neither the first call nor later ones of the same sizes keep more."""
+    tensors = leaves() if kind == "linear" else conv_leaves()
+    if kind == "channels_last":
+        tensors[0] = tensors[0].detach().to(memory_format=torch.channels_last)
+
+    def function(*operands):
+        more = {"out_features": 5} if kind == "linear" else {"padding": 1, "out_channels": 5}
+        return (kron_linear if kind == "linear" else kron_conv2d)(*operands, **more)
+
+    everything = [t.detach().requires_grad_() for t in tensors]
+    full = torch.autograd.grad(function(*everything).sin().sum(), everything)
+    reads = sum(any(need[k] for k in range(3) if k != i) for i in range(3))
+    for _ in range(3):
+        operands = [t.detach().requires_grad_(wanted) for t, wanted in zip(tensors, need, strict=True)]
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
+            y = function(*operands)
+        assert len(saved) == reads
+        if any(need):
+            y.sin().sum().backward()
+        for operand, wanted, expected in zip(operands, need, full, strict=True):
+            assert (operand.grad is not None) == wanted
+            if wanted:
+                assert operand.grad.stride() == expected.stride()
+                assert relative_error(operand.grad, expected) < 1e-13
+
+
+def test_a_frozen_layer_lets_its_input_be_overwritten() -> None:
+    _, T, S, _ = (t.detach() for t in leaves())
+    for _ in range(3):
+        x = torch.randn(4, T.shape[2] * S.shape[2], dtype=T.dtype, requires_grad=True)
+        h = x * 1.0
+        h += kron_linear(h, T, S)[:, : h.shape[1]]
+        h.sum().backward()
+        assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("path", ["templates_first", "scalers_first"])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -131,3 +132,15 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert timings.cache().path == tmp_path / "home" / ".cache" / "weit" / "tune.json"
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("WEIT_CACHE", str(tmp_path / "tune.json"))
+    assert timings.cache().path == tmp_path / "tune.json"
+    monkeypatch.delenv("WEIT_CACHE")
+    assert timings.cache().path.is_relative_to(tempfile.gettempdir())

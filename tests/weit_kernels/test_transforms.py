@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from tests.weit_kernels.cases import LAYOUTS, PATHS, Case, relative_error
@@ -207,3 +207,36 @@ def test_func_grad_under_autocast() -> None:
     expected = grad(lambda *a: linear(*(t.bfloat16() for t in a)).float().sum(), argnums=(0, 1, 2, 3))(*args)
     assert all(g.dtype == torch.float32 for g in got)
     assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "each", "vmap", "jvp"])
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_transforms_inside_of_compile(kind: str, transform: str) -> None:
+    ours, _ = FUNCTIONS[kind]
+    x, T, S, b = operands(kind)
+    stacked = torch.stack([T, -0.5 * T, 2.0 * T])
+
+    def loss(T):
+        return ours(x, T, S, b).sin().sum()
+
+    function, given = {
+        "grad": (grad(loss), T),
+        "vjp": (lambda T: vjp(loss, T)[1](torch.ones((), dtype=T.dtype))[0], T),
+        "each": (vmap(grad(loss)), stacked),
+        "vmap": (vmap(loss), stacked),
+        "jvp": (lambda T: jvp(loss, (T,), (T.cos(),))[1], T),
+    }[transform]
+    torch._dynamo.reset()
+    assert close(torch.compile(function, backend="aot_eager")(given), function(given))
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_no_layers_at_all(kind: str) -> None:
+    ours, _ = FUNCTIONS[kind]
+    x, T, S, b = operands(kind)
+
+    def layer(T):
+        return ours(x, T, S, b)
+
+    for f in (layer, grad(lambda T: layer(T).sin().sum())):
+        assert vmap(f)(T.new_zeros(0, *T.shape)).shape == (0, *vmap(f)(T[None]).shape[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from weit.engine.seeds import own_randomness
 from weit.files import atomic_write
+from weit_kernels.timings import cache_folder
 
 _FEATURES = 16  # few enough that some hundred images give their covariance
 _STEPS, _BATCH, _LR = 400, 128, 4e-3  # 99 % on digits, 87 % on Fashion-MNIST
@@ -103,7 +103,7 @@ class Judge:
         model_args: Mapping[str, int],
         folder: Path | None = None,
     ) -> None:
-        path = (folder or _cache_folder()) / f"classifier-{_fingerprint(train, *real.values())}.safetensors"
+        path = (folder or cache_folder()) / f"classifier-{_fingerprint(train, *real.values())}.safetensors"
         with torch.inference_mode(False), torch.enable_grad(), own_randomness(0):
             self._classifier = Classifier(**model_args)
             self._moments = {
@@ -170,7 +170,3 @@ def _fingerprint(*datasets: TensorDataset) -> str:
             digest.update(f"{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weit"

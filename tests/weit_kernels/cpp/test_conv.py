@@ -227,12 +227,13 @@ def test_the_operator_itself_refuses_what_would_be_read_out_of_bounds(change, er
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("size", "kernel"), [((3, 1000), (3, 3)), ((12, 12), (3, 3)), ((3, 1000), (1, 1))])
-def test_the_plan_says_what_a_block_of_a_window_takes(
-    size: tuple[int, int], kernel: tuple[int, int], path: str
-) -> None:
-    """At least a line of an image with what is around it, however long the line."""
-    x, T, S, _ = Conv("wide", (1, *size), (2, 4, 8, 32, 32), kernel).operands(torch.float32)
+@pytest.mark.parametrize(
+    ("size", "kernel", "N"),
+    [((3, 1000), (3, 3), 2), ((12, 12), (3, 3), 2), ((3, 1000), (1, 1), 2), ((12, 12), (1, 1), 128)],
+)
+def test_the_plan_says_what_a_block_takes(size: tuple[int, int], kernel: tuple[int, int], N: int, path: str) -> None:
+    """With a window at least a line of an image and what is around it, however long; without, all templates of a square."""
+    x, T, S, _ = Conv("wide", (1, *size), (N, 4, 8, 32, 32), kernel).operands(torch.float32)
     args = ConvArgs((1, 1), (kernel[0] // 2, kernel[1] // 2), (1, 1))
     for train in (False, True):
         made: list[Tensor] = []
