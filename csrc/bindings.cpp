@@ -175,6 +175,7 @@ struct Convolution {
 // T (N, p, q, taps) as (N * taps, p, q), and back.
 Tensor by_tap(const Tensor &T) { return T.flatten(3).permute({0, 3, 1, 2}).contiguous().flatten(0, 1); }
 Tensor from_taps(const Tensor &dT, const Tensor &T) {
+  if (dT.size(0) == T.size(0)) return dT.view(T.sizes());  // permuted axes of one keep strides that DDP warns of
   return dT.view({T.size(0), -1, T.size(1), T.size(2)}).permute({0, 2, 3, 1}).contiguous().view(T.sizes());
 }
 

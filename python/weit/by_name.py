@@ -64,6 +64,7 @@ def pretrain_bank(
     "smaller", "training_flops"}`` and ``made_for(task)``. A step costs what one of a dense model of the size it ran at does,
     and the teacher's training and answers count too.
     """
+    prices = [training_flops(model, task.arguments(model, each)) for each in (size, *smaller)]
     big, *small = (build(task, model, each, config.seed) for each in (size, *smaller))
 
     def evaluate(network: nn.Module) -> dict[str, float]:
@@ -83,7 +84,6 @@ def pretrain_bank(
         taught = saved.get("training_flops", 0) + config.steps * config.batch_size * answers
     bank = pretrain(big, task.train, config, smaller=small, evaluate=evaluate, **learned, **run)
     assert bank.source is not None
-    prices = [training_flops(model, task.arguments(model, each)) for each in (size, *smaller)]
     drawn = (draw_size(config.seed, step, len(prices), config.full_share) for step in range(config.steps))
     bank.source.config = {
         **sizes,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ from safetensors.torch import load_file
 
 from weit.compare import CompareConfig, Comparison, compare
 from weit.compare.config import WEIT
+from weit.compare.folder import check_folder
 from weit.compare.prepare import BANK
 from weit.compare.run import start_name
-from weit.files import atomic_write
 from weit.report import table, verdicts, write_report
-
-_MARK = "weit-demo.json"  # what tells a demo's folder from anybody else's
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,13 @@ def run_demo(config: DemoConfig, flags: Mapping[str, Any] | None = None) -> Comp
     """Run the demo into ``config.out``; prints what it does, the table, and where the report is. ``flags``: as ``compare``.
 
     Raises:
-        FileExistsError: the folder holds something that is no demo's.
+        FileExistsError: the folder holds something that is no comparison's.
         ValueError: ``fresh`` would delete a folder that another field names.
         RuntimeError: a job failed; or, once all is written, a fresh process did not initialise the same weights.
     """
     begun = time.perf_counter()
     task = config.task()
-    _open_folder(config)
+    _start_over(config)
     _say(f"{task.name}: {config.processes} worker processes; into {config.out}/")
     comparison = compare(config, flags=flags)
     minutes = (time.perf_counter() - begun) / 60
@@ -65,18 +62,15 @@ def run_demo(config: DemoConfig, flags: Mapping[str, Any] | None = None) -> Comp
     return comparison
 
 
-def _open_folder(config: DemoConfig) -> None:
+def _start_over(config: DemoConfig) -> None:
     out = config.out
-    if out.exists() and any(out.iterdir()) and not (out / _MARK).is_file():
-        raise FileExistsError(f"out must be new or the folder of an earlier demo: {out} holds something else")
+    check_folder(out)
     if config.fresh and out.exists():
         for name in ("root", "bank", "source", "small"):
             given = getattr(config, name)
             if given is not None and given.resolve().is_relative_to(out.resolve()):
                 raise ValueError(f"{name} must lie elsewhere, as fresh deletes {out}: got {given}")
         shutil.rmtree(out)
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    atomic_write(out / _MARK, json.dumps(plain, indent=1) + "\n")
 
 
 def _fresh_process(comparison: Comparison) -> tuple[bool, str]:

@@ -61,6 +61,8 @@ def publish(temporary: Path, path: Path, *, known: Collection[str] = ()) -> None
     _refuse_foreign(path, {*known, *os.listdir(temporary)})
     for folder, _, names in os.walk(temporary):
         for name in names:
+            # Who may read the folder may read its files: safetensors makes them for their owner alone.
+            os.chmod(Path(folder, name), os.stat(folder).st_mode & 0o666)
             _sync_file(Path(folder, name))
         _sync_folder(Path(folder))
     _swap(temporary, path)

@@ -42,7 +42,9 @@ def initialize(
     """Give a dense model its starting weights: templates from ``bank``, scalers laid out and fitted on a little data.
 
     ``kronify`` with the frozen bank → ``lay_out``, if the bank has a source (else scalers are fresh, with a warning) →
-    ``fit_scalers`` → ``materialize``. The same for the same arguments and number of threads.
+    ``fit_scalers`` → ``materialize``. The same for the same arguments and number of threads. What the source does not
+    have, or has of another size that is no width (position embeddings of other images, a head for other classes), keeps the
+    numbers that it came with.
 
     Args:
         model: any depth and width of the family that the bank was pre-trained for; filled in place, still dense.

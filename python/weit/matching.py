@@ -81,7 +81,9 @@ def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
             raise ValueError(f"{one} are one layer, but rules name it {named[module]} and {roles}")
     if not named:
         found = f": only layers are converted, and {others[0]}" if others else ""
-        raise ValueError(f"rules name no nn.Linear or nn.Conv of {type(model).__name__}{found}")
+        there = next((path for path, module in model.named_modules() if isinstance(module, LAYERS)), None)
+        example = f"; a pattern must match a whole path, such as {there!r}" if there and not others else ""
+        raise ValueError(f"rules name no nn.Linear or nn.Conv of {type(model).__name__}{found}{example}")
     if rules is not None and (idle := sorted(rules.keys() - applicable(rules, model).keys())):
         raise ValueError(f"rules[{idle[0]!r}] names no nn.Linear or nn.Conv of {type(model).__name__}")
     matches = [

@@ -194,7 +194,9 @@ def _kronified(
 ) -> TemplateBank:
     if _has_kron(model):
         if bank is None:
-            raise ValueError("bank must be given for a model that is kronified already, got None")
+            raise ValueError(
+                "bank must be given for a model that is kronified already, got None; after an interruption build it anew"
+            )
         bank.check_shared(model)
         if config.start == "extract":
             raise ValueError('start="extract" needs a dense model, but model is kronified already')

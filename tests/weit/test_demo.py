@@ -39,7 +39,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest
 def test_fresh_deletes_no_folder_that_it_shall_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     (out / "bank").mkdir(parents=True)
-    (out / "weit-demo.json").write_text("{}")
+    (out / "weit-compare.json").write_text("{}")
     for name in ("bank", "source", "small"):
         assert main(["demo", "--out", str(out), *FLAGS, "--fresh", f"--{name}", str(out / "bank")]) == 1
         assert f"{name} must lie elsewhere, as fresh deletes {out}" in capsys.readouterr().err

@@ -120,6 +120,17 @@ def test_dir_comes_back_when_the_last_rename_fails(tmp_path, monkeypatch):
     assert tree(tmp_path) == {"run": None, "run/a": b"old"}
 
 
+def test_files_may_be_read_by_who_may_read_the_folder(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            with atomic_dir(tmp_path / "run") as folder:
+                save_file({"a": torch.zeros(1)}, folder / "a")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "run" / "a").stat().st_mode & 0o777 == mode
+
+
 def test_links_stay_links(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")

@@ -39,13 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipes = ", ".join(sorted(recipe_names(name)))
         kept = f", or one of the recipes {recipes}" if recipes else ""
         parsers[name].add_argument(
-            "--config", action="config", help=f"YAML file with any of the flags below{kept}; flags after it win"
+            "--config", action="config", help=f"YAML file with any of the flags below{kept}; flags beside it win"
         )
         parsers[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.add_arguments(parsers[name])
         commands.add_subcommand(name, parsers[name], help=(command.__doc__ or "").split("\n")[0])
     try:
         given = parser.parse_args(with_recipe(list(sys.argv[1:] if argv is None else argv)))
+    except FileNotFoundError as error:
+        print(f"weit: {error}", file=sys.stderr)
+        return 2
     except UnicodeDecodeError as error:
         print(f"weit: the file that --config names is no text: {error}", file=sys.stderr)
         return 2

@@ -37,7 +37,7 @@ class InitFlags:
 
     Args:
         bank: folder of a bank that weit pretrain or weit demo wrote.
-        out: folder for the model.
+        out: folder for the model; one that is there gives way to the new one.
         steps: steps of scaler fitting; 0 for the first guess alone.
         lr: learning rates of scaler fitting, one or several; the one with the lowest loss on held-out items is taken.
         batch_size: items in a step.

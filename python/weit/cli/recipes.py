@@ -13,17 +13,25 @@ def recipe_names(command: str) -> dict[str, Path]:
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """``arguments`` with the file of a recipe in place of its name after ``--config``; a file of that name comes first."""
+    """``arguments`` with files first, so that other flags win wherever they stand, and with the file of a recipe in place of
+    its name; a file of that name comes before the recipe.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
     if not arguments:
         return arguments
     recipes = recipe_names(arguments[0])
-    found = list(arguments)
-    for i, argument in enumerate(found):
+    files, others, rest = [], [], iter(arguments[1:])
+    for argument in rest:
         flag, equals, name = argument.partition("=")
-        if flag != "--config":
-            continue
-        if equals and name in recipes and not Path(name).is_file():
-            found[i] = f"--config={recipes[name]}"
-        elif not equals and i + 1 < len(found) and found[i + 1] in recipes and not Path(found[i + 1]).is_file():
-            found[i + 1] = str(recipes[found[i + 1]])
-    return found
+        if flag != "--config" or not (name := name if equals else next(rest, "")):
+            others.append(argument)
+        elif name in recipes and not Path(name).is_file():
+            files.append(f"--config={recipes[name]}")
+        elif recipes and not Path(name).is_file():
+            known = ", ".join(sorted(recipes))
+            raise FileNotFoundError(f"--config must name a file or one of the recipes {known}, got {name!r}")
+        else:
+            files.append(f"--config={name}")
+    return [arguments[0], *files, *others]

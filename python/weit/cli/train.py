@@ -67,13 +67,13 @@ def run(parser: Parser, given: Namespace) -> None:
         arguments = task.arguments(model, size)
         network = build(task, model, size, config.seed)
     refuse_foreign(flags.out / "model", FILES)
+    flops = config.steps * config.batch_size * training_flops(model, arguments)
     begun = None if flags.init is None else digest(flags.init, "model.safetensors")
     settings = {"model": model, "arguments": arguments, "init": begun}
     run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "settings": settings, "flags": flags_of(given)}
     train_dense(task, network, config, **run)
     if not is_main_process():
         return
-    flops = config.steps * config.batch_size * training_flops(model, arguments)
     save_model(network, flags.out / "model", model, arguments, **made_for(task), training_flops=flops)
     plot_run(flags.out)
     print(f"{flags.out / 'model'}: {scores(task, network, 'validation', 'test')}")

@@ -41,7 +41,7 @@ class CompareConfig:
         data: of that family; its usual data if not given.
         root: folder or file of the data, if it is not in the usual place.
         image_size, augment: of the user's own images; see weit train --help.
-        model: of the targets; the usual one of the family if not given. vit, resnet, convnext, timm:NAME or hf:NAME for
+        model: of the targets; the usual one of the family if not given. vit, resnet, convnext, timm:NAME or hf:TYPE for
             images, dit for generation, mlp or transformer for control.
         targets: sizes, as 64x6 (width x depth) or name=64,other=2-2.
         rivals: beside scratch and WeiT: of weight_selection, ligo, bert2bert, mimetic, tleg, distillation, and

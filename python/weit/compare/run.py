@@ -12,6 +12,7 @@ from typing import Any
 
 from weit.compare import jobs
 from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, CompareConfig
+from weit.compare.folder import open_folder
 from weit.compare.lines import Job, Line
 from weit.compare.pool import Pool
 from weit.compare.prepare import BANK, Origin, common, given, making, needed, read_origin, work
@@ -54,7 +55,8 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
         flags: how the command line was called; kept in ``config.yaml`` from before the first job on.
 
     Raises:
-        ValueError, OSError: bad settings, data, or a bank or model that was given, before anything is trained.
+        ValueError, OSError: bad settings, data, or a bank or model that was given, before anything is trained; ``out``
+            holds something that is no comparison's.
         RuntimeError: a job failed, or scalers diverge at all rates; what was under way ends, what is finished is kept.
     """
     task = config.task()
@@ -63,6 +65,7 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
     for size in sizes.values():
         create_model(model, **task.arguments(model, size))  # what cannot be built is said before anything is trained
     plan = _Plan(config, task, model)
+    open_folder(config)
     if flags is not None:
         write_flags(config.out, flags)
     if pool is not None:

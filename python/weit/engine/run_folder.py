@@ -165,7 +165,7 @@ def write_flags(folder: Path, flags: Mapping[str, Any]) -> None:
 def refuse_another_run(path: Path) -> None:
     """Raise ``FileExistsError`` if ``path`` holds a run."""
     if (path / METRICS).exists() or checkpoints(path / CHECKPOINTS):
-        raise FileExistsError(f"run_dir holds a run already: {path}; resume it, or name another folder")
+        raise FileExistsError(f"{path} holds a run already; resume it, or name another folder")
 
 
 def read_records(path: Path, last: int | None = None) -> list[Record]:

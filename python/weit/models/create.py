@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,9 +85,16 @@ def _hugging_face(
     model: str, img_size: int | None = None, in_chans: int = 3, num_classes: int = 1000, **arguments: Any
 ) -> nn.Module:
     try:
-        from transformers import AutoConfig, AutoModelForImageClassification
+        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification
     except ImportError as error:
         raise RuntimeError(f"hf:{model} needs transformers: pip install weit[transformers] ({error})") from error
+    if model not in CONFIG_MAPPING:
+        near = get_close_matches(model, CONFIG_MAPPING, 3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f'model must be "hf:" and a model type of transformers, such as vit, got {model!r}{hint}')
+    usual = AutoConfig.for_model(model)
+    if unknown := [name for name in arguments if not hasattr(usual, name)]:  # transformers would take any name
+        raise ValueError(f"model hf:{model} refuses its arguments: its configuration has no {unknown[0]!r}")
     if img_size is not None:
         arguments["image_size"] = img_size
     config = AutoConfig.for_model(model, num_channels=in_chans, num_labels=num_classes, **arguments)

@@ -56,11 +56,19 @@ def example_inputs(network: nn.Module, arguments: dict[str, Any]) -> tuple[Tenso
 
 
 def training_flops(model: str, arguments: dict[str, Any]) -> int:
-    """Floating-point operations (two a multiply-add) of a dense model's forward and backward pass for one item."""
+    """Floating-point operations (two a multiply-add) of a dense model's forward and backward pass for one item.
+
+    Raises:
+        ValueError: it does not take such an item.
+    """
     with torch.device("meta"):  # nothing is computed, and attention is counted as the matrix products it is
         network = create_model(model, **arguments)
         inputs = example_inputs(network, arguments)
     network.eval()  # batch norms that learn refuse a single pixel of a single item
     with FlopCounterMode(display=False) as counter:
-        network(*inputs).sum().backward()
+        try:
+            network(*inputs).sum().backward()
+        except RuntimeError as error:
+            sizes = ", ".join(f"{name}={value}" for name, value in arguments.items())
+            raise ValueError(f"model {model} with {sizes} takes no item of the data: {error}") from error
     return counter.get_total_flops()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import weit
+from tests.weit.disk import tree
 from tests.weit.tasks.test_classification import write_fashion_mnist
 from weit.cli import main
 from weit.cli.model import DataFlags
@@ -263,6 +264,16 @@ def test_somebody_elses_folder_is_refused_before_any_work(
     assert run(command, *flags, "--out", tmp_path / "out") == 1
     assert "it holds other files (thesis.txt) and is not replaced" in capsys.readouterr().err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [thesis]
+
+
+@pytest.mark.parametrize("command", ["compare", "demo"])
+def test_a_comparison_leaves_the_bank_of_a_run_alone(
+    command: str, bank: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(bank.parent)
+    assert run(command, "--out", bank.parent, "--targets", "16x1") == 1
+    assert "out must be new or the folder of an earlier comparison" in capsys.readouterr().err
+    assert tree(bank.parent) == before
 
 
 def test_an_error_of_the_data_is_none_of_writing(

@@ -16,6 +16,7 @@ def prepared(tmp_path_factory):
     jobs.make_bank(out / "bank", {}, lambda share: None, **common, size=size, smaller=[small])
     jobs.make_source(out / "source", {}, lambda share: None, **common, size=size)
     jobs.make_source(out / "small", {}, lambda share: None, **common, size=small)
+    (out / "weit-compare.json").touch()
     return out
 
 

@@ -98,3 +98,12 @@ def test_what_a_library_asserts_is_a_refusal():
 def test_the_ratio_of_hidden_features_is_a_number(ratio):
     with pytest.raises(ValueError, match="mlp_ratio must leave at least one hidden feature, got"):
         create_model("vit", img_size=8, width=16, depth=1, mlp_ratio=ratio)
+
+
+def test_hugging_face_knows_the_type_and_its_arguments():
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="model hf:vit refuses its arguments: its configuration has no 'hidden_siz'"):
+        create_model("hf:vit", img_size=8, patch_size=4, hidden_siz=32)
+    with pytest.raises(ValueError, match=r'"hf:" and a model type of transformers, .*\'vitt\'; near it: vit') as found:
+        create_model("hf:vitt")
+    assert len(str(found.value)) < 200

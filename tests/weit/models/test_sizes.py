@@ -42,3 +42,9 @@ def test_flops_are_those_of_the_matrix_products():
     # Forward once and backward twice, two operations a multiply-add; the image itself needs no gradient.
     expected = 2 * (3 * (linear + attention) + 2 * embedding)
     assert training_flops("vit", {"img_size": 8, "in_chans": 1, "width": width, "depth": depth}) == expected
+
+
+def test_a_model_for_larger_images_is_one_error():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"model timm:convnext_atto with img_size=8.* takes no item of the data: "):
+        training_flops("timm:convnext_atto", {"img_size": 8, "in_chans": 1, "num_classes": 10, "patch_size": 16})

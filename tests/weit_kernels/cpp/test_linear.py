@@ -16,6 +16,7 @@ from tests.weit_kernels.cases import (
     relative_error,
 )
 from weit_kernels import cpp, kron_conv2d, kron_linear
+from weit_kernels.paths.convolution import ConvArgs
 from weit_kernels.shapes import KronShape
 
 pytestmark = needs_extension
@@ -109,6 +110,14 @@ def test_only_what_is_needed(need: list[bool], path: str) -> None:
     for wanted, got, full in zip(need, cpp.PATHS[path].linear_backward(dy, x, T, S, need), everything, strict=True):
         assert (got is not None) == wanted
         assert got is None or relative_error(got, full) < 1e-14
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_gradient_of_one_tap_has_the_strides_of_its_templates(path: str) -> None:
+    x, T, S = torch.randn(2, 6, 4, 4), torch.randn(3, 2, 3, 1, 1), torch.randn(3, 2, 2)
+    _, dT, _ = cpp.PATHS[path].conv_backward(torch.randn(2, 4, 4, 4), x, T, S, [True] * 3, ConvArgs.plain(2))
+    assert dT is not None
+    assert dT.stride() == T.stride()
 
 
 @pytest.mark.parametrize("path", PATHS)
