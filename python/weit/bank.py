@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from weit.files import atomic_dir
+from weit.heads import head_dims
 from weit.nn.factors import KronFactors, check_size, check_template_shape
 from weit.nn.init import default_template_size
 from weit.nn.sharing import KeepsShared
@@ -96,10 +97,12 @@ class Source:
         state: state dict of the kronified model without its templates: ``<path>.scalers``, biases, norms,
             embeddings, heads and buffers.
         config: how to build that model again, and anything else; JSON.
+        head_dims: sizes of that model's attention heads, which targets must have too; ``None``: not known, any will do.
     """
 
     state: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
+    head_dims: list[int] | None = None
 
 
 class TemplateBank(KeepsShared):
@@ -172,7 +175,7 @@ class TemplateBank(KeepsShared):
         config = check_json("config", config)
         state = {name: each.cpu().clone() for name, each in model.state_dict().items() if isinstance(each, Tensor)}
         own = {name: tensor for name, tensor in state.items() if not name.endswith(".templates")}
-        self.source = Source(own, config)
+        self.source = Source(own, config, sorted(head_dims(model)))
 
     def check_shared(self, model: nn.Module) -> None:
         """Raise ``ValueError`` unless ``model`` has Kron layers, all on templates of this bank."""
@@ -203,6 +206,7 @@ class TemplateBank(KeepsShared):
         if self.source is not None:
             files[_SOURCE] = self.source.state
             config["source"] = self.source.config
+            config["head_dims"] = self.source.head_dims
         text = json.dumps(config, indent=2)
         for name, tensors in files.items():
             _check_finite(name, tensors)
@@ -243,7 +247,9 @@ class TemplateBank(KeepsShared):
         bank = cls({role: templates[role] for role in config["templates"]}, config["layout"])
         bank.relative_error = {role: float(error) for role, error in config["relative_error"].items()}
         if config["source"] is not None:
-            bank.source = Source(_load(directory / _SOURCE), dict(config["source"]))
+            heads = config.get("head_dims")  # banks of earlier versions do not say
+            heads = None if heads is None else [int(size) for size in heads]
+            bank.source = Source(_load(directory / _SOURCE), dict(config["source"]), heads)
         return bank
 
 

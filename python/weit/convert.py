@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from weit.bank import BankSpec, Source, TemplateBank
+from weit.heads import head_dims
 from weit.matching import KRON, Match, check_bank, demands, find_layers
 from weit.nn import KronConv1d, KronConv2d, KronConv3d, KronFusedLinear, KronLinear
 from weit.nn.conv import conv_settings
 from weit.nn.factors import take_bias
 from weit.nn.init import reset_templates
 from weit.rules import Rules
-from weit.scalers import lay_out
+from weit.scalers import check_heads, lay_out
 from weit_kernels import nearest_kron
 from weit_kernels.shapes import check_finite
 
@@ -53,12 +54,14 @@ def kronify(
 
     Raises:
         TypeError, ValueError: no layer is named, or none by one of ``rules``, one cannot be converted, or bank or spec do
-            not fit.
+            not fit: attention heads are of another size than in the bank's source, for one.
     """
     matches = find_layers(model, rules)
     if isinstance(bank_or_spec, TemplateBank):
         bank = bank_or_spec
         check_bank(bank, matches)
+        if bank.source is not None:
+            check_heads(model, bank.source)
     else:
         bank = _fresh_bank(matches, BankSpec.of(bank_or_spec))
     replacements: dict[nn.Module, nn.Module] = {match.layer: _kron_layer(match, bank) for match in matches}
@@ -118,7 +121,8 @@ def extract_bank(model: nn.Module, spec: BankSpec | Mapping[str, Any], *, rules:
         scalers |= {path: s for (path, _), s in zip(weights, fitted, strict=True)}
     bank = TemplateBank(templates, spec.layout)
     bank.relative_error = errors
-    bank.source = Source(_state(model, matches, scalers), {"extracted_from": type(model).__name__})
+    config = {"extracted_from": type(model).__name__}
+    bank.source = Source(_state(model, matches, scalers), config, sorted(head_dims(model)))
     return Extracted(bank, scalers)
 
 

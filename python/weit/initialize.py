@@ -47,7 +47,8 @@ def initialize(
     numbers that it came with.
 
     Args:
-        model: any depth and width of the family that the bank was pre-trained for; filled in place, still dense.
+        model: any depth and width of the family that the bank was pre-trained for, with attention heads of the same size;
+            filled in place, still dense.
         bank: stays as it is; its device and dtype need not be the model's.
         data: what the scalers are fitted on; ``None`` for the first guess alone.
         steps: of fitting; 0 for the first guess alone.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weit.engine.seeds import SIZE, uniform
+from weit.heads import head_dims, require_same_heads
 from weit.scalers import check_grid, input_axes
 
 
@@ -29,7 +30,8 @@ class Elastic(nn.Module):
             bank. They are copied without their numbers; buffers (running statistics) are each size's own.
 
     Raises:
-        ValueError: a smaller model that is no part of ``model``, or of another width where layers are interleaved.
+        ValueError: a smaller model that is no part of ``model``, has attention heads of another size, or is of another
+            width where layers are interleaved.
     """
 
     def __init__(self, model: nn.Module, smaller: Sequence[nn.Module] = ()) -> None:
@@ -97,6 +99,7 @@ class _Skeleton:
 
 
 def _skeleton(model: nn.Module, small: nn.Module, argument: str) -> tuple[nn.Module, list[_Slice]]:
+    require_same_heads(small, head_dims(model), target_name=argument, source_name="model")
     slices = []
     inputs = input_axes(model)
     for name, parameter in small.named_parameters(remove_duplicate=False):

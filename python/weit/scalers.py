@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weit.bank import Source
+from weit.heads import require_same_heads
 from weit.nn.factors import KronFactors
 
 DEPTHS = ("prefix", "nearest")
@@ -38,7 +39,7 @@ def lay_out(
 
     Raises:
         ValueError: a Kron layer has no counterpart in ``source``, one on other templates, or one of another width where
-            layers are interleaved; ``model`` is unchanged.
+            layers are interleaved; attention heads are of another size; ``model`` is unchanged.
 
     Source: cutting and repeating along the width, WeiT (arXiv 2604.14769); copies that share a weight, Chen et al.
     2016, "Net2Net".
@@ -47,6 +48,7 @@ def lay_out(
     target = {name: each for name, each in state if isinstance(each, Tensor) and not name.endswith(_TEMPLATES)}
     counterparts = map_depth(source.state, target, depth)
     _check_family(model, source, counterparts)
+    check_heads(model, source)
     widths, inputs = _widths(model, source, counterparts), input_axes(model)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in target.items():
@@ -96,6 +98,12 @@ def map_depth(source: Iterable[str], target: Iterable[str], depth: str = "prefix
         raise ValueError(f"depth must be one of {', '.join(DEPTHS)}, got {depth!r}")
     theirs, ours = ([tuple(name.split(".")) for name in names] for names in (source, target))
     return {".".join(our): ".".join(their) for our, their in _correspond(theirs, ours, depth)}
+
+
+def check_heads(model: nn.Module, source: Source) -> None:
+    """Raise ``ValueError`` if attention heads in ``model`` are known to be of another size than those of ``source``."""
+    if source.head_dims is not None:
+        require_same_heads(model, source.head_dims, target_name="model", source_name="bank.source")
 
 
 def check_grid(layer: nn.Module, name: str, shape: Sequence[int], other: Sequence[int]) -> None:

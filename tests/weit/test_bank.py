@@ -17,7 +17,9 @@ def make_bank(source=True):
     if source:
         tied = torch.randn(3, 5)
         state = {"head.weight": tied, "embed.weight": tied, "bn.num_batches_tracked": torch.tensor(7)}
-        bank.source = Source({**state, "blocks.0.q.scalers": torch.randn(4, 2, 3).mT}, {"model": "vit", "width": 64})
+        bank.source = Source(
+            {**state, "blocks.0.q.scalers": torch.randn(4, 2, 3).mT}, {"model": "vit", "width": 64}, [8]
+        )
     bank.relative_error = {"q": 0.25}
     return bank
 
@@ -27,7 +29,7 @@ def assert_same(a, b):
     torch.testing.assert_close(dict(a.named_parameters()), dict(b.named_parameters()), rtol=0, atol=0)
     assert (a.source is None) == (b.source is None)
     if a.source is not None:
-        assert a.source.config == b.source.config
+        assert (a.source.config, a.source.head_dims) == (b.source.config, b.source.head_dims)
         torch.testing.assert_close(a.source.state, b.source.state, rtol=0, atol=0)
 
 
@@ -66,6 +68,12 @@ def test_save_and_load(tmp_path, source):
     names = {"config.json", "bank.safetensors"} | ({"source.safetensors"} if source else set())
     assert set(tree(tmp_path / "runs" / "bank")) == names
     assert_same(TemplateBank.from_pretrained(str(tmp_path / "runs" / "bank")), bank)
+
+
+def test_a_bank_that_does_not_say_its_heads_is_read(tmp_path):
+    make_bank().save_pretrained(tmp_path / "bank")
+    edit_config(head_dims="delete")(tmp_path / "bank")
+    assert TemplateBank.from_pretrained(tmp_path / "bank").source.head_dims is None
 
 
 def test_saving_again_replaces(tmp_path):

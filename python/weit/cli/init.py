@@ -1,7 +1,7 @@
 """Make a dense model of any size from a pre-trained bank; writes model.safetensors, config.json and how they came about.
 
 The model is of the bank's own family, for the bank's own data if none are named; sizes that are not named, that of
-images too, are as in the pre-trained model.
+images too, are as in the pre-trained model, and so is the size of attention heads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from weit.engine.run_folder import CHECKPOINTS, CONFIG, METRICS, read_records, w
 from weit.files import atomic_dir, refuse_foreign
 from weit.fitting import FIT_RATES, configs_at, rate_folder
 from weit.models.folder import FILES, write_model
+from weit.models.sizes import at_other_size
 from weit.report.curves import plot_run
 
 RESUME = "nothing was written"
@@ -76,7 +77,8 @@ def run(parser: Parser, given: Namespace) -> None:
         raise ValueError(f"bank must come with the model it was pre-trained in, but {flags.bank} names none")
     task, model = data.or_else(bank.source.config).task(), bank.source.config["model"]
     pretrained = bank.source.config["arguments"]
-    size = sizes.or_else({name: value for name, value in pretrained.items() if name not in OF_DATA})
+    known = {name: value for name, value in pretrained.items() if name not in OF_DATA}
+    size = at_other_size(known, sizes.or_else({}))
     fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, **flags.how}
     refuse_foreign(flags.out, [*FILES, CONFIG, _FITTING])
     flags.out.parent.mkdir(parents=True, exist_ok=True)

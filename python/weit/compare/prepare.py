@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from weit.bank import TemplateBank
@@ -13,7 +14,8 @@ from weit.by_name import check_built_with, digest
 from weit.compare import jobs
 from weit.compare.config import SOURCES, CompareConfig
 from weit.compare.lines import Job
-from weit.models import load_model
+from weit.heads import head_dims, require_same_heads
+from weit.models import create_model, load_model
 from weit.models.sizes import parse_size, training_flops
 from weit.tasks import Size, Task
 
@@ -63,6 +65,17 @@ def given(config: CompareConfig, task: Task, model: str) -> dict[str, Origin]:
     for kind, origin in found.items():
         _check_family(kind, origin, task, model)
     return found
+
+
+def check_heads(config: CompareConfig, task: Task, model: str, bank: Origin | None) -> None:
+    """Raise ``ValueError`` if a target, or a smaller size that a bank yet to come is to learn, has other heads than that."""
+    full = bank.arguments if bank else task.arguments(model, _size(BANK, config))
+    sizes = config.targets if bank else [*config.targets, *(config.smaller or [])]
+    with torch.device("meta"):
+        heads = head_dims(create_model(model, **full))
+        for size in sizes:
+            network = create_model(model, **task.arguments(model, parse_size(size)))
+            require_same_heads(network, heads, target_name=size, source_name="the bank")
 
 
 def work(kind: str, config: CompareConfig, task: Task, model: str) -> float:

@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from weit.by_name import OF_DATA
 from weit.compare import jobs
 from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, CompareConfig
 from weit.compare.folder import open_folder
 from weit.compare.lines import Job, Line
 from weit.compare.pool import Pool
-from weit.compare.prepare import BANK, Origin, common, given, making, needed, read_origin, work
+from weit.compare.prepare import BANK, Origin, check_heads, common, given, making, needed, read_origin, work
 from weit.compare.summary import Rates, Row, best_rates, kind_of, summarize
 from weit.engine.run_folder import write_flags
 from weit.models import create_model
+from weit.models.create import default_arguments
 from weit.models.sizes import parse_size, training_flops
 from weit.rivals import RIVALS
 from weit.tasks import Metric, Task
@@ -65,6 +67,7 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
     for size in sizes.values():
         create_model(model, **task.arguments(model, size))  # what cannot be built is said before anything is trained
     plan = _Plan(config, task, model)
+    check_heads(config, task, model, plan.origins.get(BANK))
     open_folder(config)
     if flags is not None:
         write_flags(config.out, flags)
@@ -122,6 +125,7 @@ class _Plan:
         pairs = [(target, name) for name in reversed(self.config.starts) for target in costly]
         found = dict(zip(pairs, pool.follow([*map(self._cells, pairs)], "comparing", self._work()), strict=True))
         served = {name: sum(not found[target, name].absent for target in self.sizes) for name in self.config.starts}
+        default = {name: value for name, value in default_arguments(self.model).items() if name not in OF_DATA}
         rows = []
         for target, size in self.sizes.items():
             present = {name: found[target, name] for name in self.config.starts if not found[target, name].absent}
@@ -129,7 +133,7 @@ class _Plan:
             extra = {name: self._extra_steps(target, name, served[name]) for name in present}
             price = self.item_flops[target] * self.config.batch_size
             absent = {name: reason for name in self.config.starts if (reason := found[target, name].absent)}
-            kind = kind_of(size, self.origins[BANK].arguments, self.origins[BANK].smaller)
+            kind = kind_of(size, self.origins[BANK].arguments, self.origins[BANK].smaller, default)
             rows.append(summarize(target, kind, price, outcomes, extra, self.task.metrics, absent))
         seconds = {kind: origin.seconds for kind, origin in self.origins.items() if origin.seconds is not None}
         return Comparison(

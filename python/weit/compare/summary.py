@@ -119,8 +119,15 @@ def summarize(
     return Row(target, kind, cells["scratch"][1][0]["parameters"], flops, outcomes, absent or {})
 
 
-def kind_of(size: Size, pretrained: dict[str, Any], seen: Sequence[Size] = ()) -> str:
-    """How a target differs from the model that was pre-trained, in words; ``seen``: sizes that this ran at too."""
+def kind_of(size: Size, pretrained: Mapping[str, Any], seen: Sequence[Size], default: Mapping[str, Any]) -> str:
+    """How a target differs from the model that was pre-trained, in words.
+
+    Args:
+        size, pretrained: of the target, and of that model.
+        seen: other sizes that the pre-training ran at.
+        default: what sizes are where none is given.
+    """
+    size, pretrained = {**default, **size}, {**default, **pretrained}
     words = {"width": ("narrower", "wider"), "depth": ("shallower", "deeper")}
     found = []
     for name, value in size.items():
@@ -129,7 +136,7 @@ def kind_of(size: Size, pretrained: dict[str, Any], seen: Sequence[Size] = ()) -
             smaller, larger = words.get(name, (f"smaller {name}", f"larger {name}"))
             found.append(smaller if _amount(value) < _amount(base) else larger)
     words_found = " and ".join(sorted(found)) or SAME
-    return f"{words_found}, {SEEN}" if size in seen else words_found
+    return f"{words_found}, {SEEN}" if size in [{**default, **each} for each in seen] else words_found
 
 
 def _amount(value: int | list[int]) -> int:

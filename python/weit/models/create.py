@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -63,6 +64,13 @@ def _names(arguments: Mapping[str, Any]) -> Iterator[str]:
         yield str(name)
         if isinstance(value, Mapping):
             yield from _names(value)
+
+
+def default_arguments(name: str) -> dict[str, Any]:
+    """What ``create_model`` takes for arguments that are not given, if ``name`` is one of the package's own models."""
+    own: Callable[..., Any] | None = _OWN.get(name) or _PRESETS.get(name)
+    parameters = inspect.signature(own).parameters.values() if own else ()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _timm(model: str, **arguments: Any) -> nn.Module:

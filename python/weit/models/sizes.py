@@ -13,7 +13,10 @@ from weit.models.create import create_model
 Size = dict[str, int | list[int]]
 """Names and values of a model's sizes, such as ``{"width": 64, "depth": 6}``."""
 
-_SMALLER = ("48x6", "32x6", "64x3", "48x4", "32x3")
+_HEADS = {"embed_dim": "num_heads", "hidden_size": "num_attention_heads"}
+"""Of models whose heads are counted: the width, and how many heads it is split into."""
+
+_SMALLER = ((48, 6), (32, 6), (64, 3), (48, 4), (32, 3))
 
 
 def parse_size(text: str) -> Size:
@@ -33,13 +36,30 @@ def parse_size(text: str) -> Size:
 
 def usual_smaller(size: Size) -> list[str]:
     """What a pre-training at ``size`` also runs at where the user names nothing: those of 48x6, 32x6, 64x3, 48x4 and 32x3
-    that are a part of it; none for a model whose sizes have other names.
+    that are a part of it, all else as in ``size``; none for a model whose sizes have other names.
     """
-    width, depth = size.get("width"), size.get("depth")
-    if not (isinstance(width, int) and isinstance(depth, int)):
+    width, depth, head_dim = size.get("width"), size.get("depth"), size.get("head_dim", 1)
+    if not (isinstance(width, int) and isinstance(depth, int) and isinstance(head_dim, int)):
         return []
-    pairs = {text: tuple(map(int, text.split("x"))) for text in _SMALLER}
-    return [text for text, (w, d) in pairs.items() if w <= width and d <= depth and (w, d) != (width, depth)]
+    pairs = [(w, d) for w, d in _SMALLER if w <= width and d <= depth and w % max(1, head_dim) == 0]
+    return [_text({**size, "width": w, "depth": d}) for w, d in pairs if (w, d) != (width, depth)]
+
+
+def at_other_size(known: Size, asked: Size) -> Size:
+    """The sizes ``asked`` for, the others as ``known``; where heads are counted, their number follows the width."""
+    size = {**known, **asked}
+    for width, heads in _HEADS.items():
+        old, new, count = known.get(width), size.get(width), known.get(heads)
+        if heads not in asked and isinstance(old, int) and isinstance(new, int) and isinstance(count, int):
+            size[heads] = max(1, count * new // old)
+    return size
+
+
+def _text(size: Size) -> str:
+    """What ``parse_size`` reads ``size`` from."""
+    if size.keys() == {"width", "depth"}:
+        return f"{size['width']}x{size['depth']}"
+    return ",".join(f"{name}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for name, v in size.items())
 
 
 def _value(text: str) -> int | list[int]:

@@ -80,19 +80,6 @@ def copies(old: int, new: int, axis: Axis) -> Tensor:
     return torch.cat([within + part * (old // parts) for part in range(parts)])
 
 
-def head_dims(model: nn.Module) -> set[int]:
-    """Features of a head in the attention modules of ``model``."""
-    found = (getattr(module, "head_dim", getattr(module, "attention_head_size", None)) for module in model.modules())
-    return {size for size in found if isinstance(size, int)}
-
-
-def require_same_heads(target: nn.Module, source: nn.Module) -> None:
-    """Raise ``ValueError`` unless attention heads are of one size in both, or there are none."""
-    if head_dims(target) != head_dims(source):
-        sizes = f"{sorted(head_dims(source))} in source and {sorted(head_dims(target))} in target"
-        raise ValueError(f"attention heads must be of one size, got {sizes}")
-
-
 def require_fit(made: Mapping[str, Tensor], ours: Mapping[str, Tensor], differ: str) -> None:
     """Raise ``ValueError`` unless every tensor that was made from a source's has the shape of the target's."""
     for name, tensor in ours.items():

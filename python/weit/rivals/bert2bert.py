@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from weit.heads import head_dims, require_same_heads
 from weit.matching import DENSE
-from weit.rivals.axes import RESIDUAL, Axis, copies, require_same_heads, width_axes
+from weit.rivals.axes import RESIDUAL, Axis, copies, width_axes
 from weit.rivals.layers import block_list, counterparts, require_source
 
 VARIANTS = ("fpi", "aki")
@@ -58,7 +59,7 @@ def initialize_like(
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     if not 0 <= noise < 1:
         raise ValueError(f"noise must be from 0 up to but not 1, got {noise!r}")
-    require_same_heads(target, small)
+    require_same_heads(target, head_dims(small))
     theirs, ours, axes = small.state_dict(), target.state_dict(), width_axes(target)
     names = counterparts(theirs, ours, _stack)
     above = _blocks_above(theirs, block_list(target)) if variant == "aki" else {}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from weit.engine.data import Data
 from weit.engine.objective import Loss
+from weit.heads import head_dims, require_same_heads
 from weit.matching import DENSE
-from weit.rivals.axes import Axis, copies, require_fit, require_same_heads, stream_sizes, width_axes
+from weit.rivals.axes import Axis, copies, require_fit, stream_sizes, width_axes
 from weit.rivals.layers import common_blocks, require_source, stack_blocks, unstack_blocks
 from weit.rivals.learning import Composed, learn
 
@@ -75,7 +76,7 @@ class Growth(Composed):
     def __init__(self, target: nn.Module, source: nn.Module, *, noise: float, seed: int) -> None:
         super().__init__(target)
         self.blocks, self.axes = common_blocks(target, source), width_axes(target)
-        require_same_heads(target, source)
+        require_same_heads(target, head_dims(source))
         ours, theirs = target.state_dict(), source.state_dict()
         old_sizes, self.sizes = stream_sizes(theirs, width_axes(source)), stream_sizes(ours, self.axes)
         layers, outside = stack_blocks(theirs, self.blocks)

@@ -8,8 +8,8 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
+from weit.heads import head_dims
 from weit.matching import by_role, find_layers
-from weit.rivals.axes import head_dims
 
 _PREFIX_TOKENS = ("cls_token", "dist_token", "distillation_token")
 

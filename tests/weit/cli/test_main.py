@@ -104,6 +104,18 @@ def test_init_then_train_then_resume(bank: Path, tmp_path: Path, capsys: pytest.
     assert all(torch.equal(trained[name], again[name]) for name in trained)
 
 
+def test_init_keeps_heads_of_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    sizes = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=64,patch_size=4"
+    flags = ["--model", "hf:vit", "--size", sizes, "--out", tmp_path / "run", *TINY]
+    assert run("pretrain", *flags) == 0
+    init = ["init", "--bank", tmp_path / "run/bank", "--steps", 0, "--out", tmp_path / "start", "--size"]
+    assert run(*init, "hidden_size=64,intermediate_size=128") == 0
+    assert json.loads((tmp_path / "start/config.json").read_text())["arguments"]["num_attention_heads"] == 4
+    assert run(*init, "hidden_size=64,intermediate_size=128,num_attention_heads=2") == 1
+    assert "heads must be of one size, got [16] in bank.source and [32] in model" in capsys.readouterr().err
+
+
 def test_train_takes_the_data_that_its_start_was_made_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     write_fashion_mnist(tmp_path)

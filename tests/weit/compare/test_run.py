@@ -263,6 +263,25 @@ def test_a_target_that_cannot_be_built_is_refused_before_anything_is_trained(tmp
     assert not pool.ran
 
 
+OTHER_HEADS = "width=16,depth=1,head_dim=8"
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"targets": ["16x1", OTHER_HEADS]},
+        {"targets": ["16x1"], "size": "32x2", "smaller": [OTHER_HEADS]},
+        {"targets": [OTHER_HEADS], "bank": "bank", "size": "width=32,depth=2,head_dim=8", "smaller": []},
+    ],
+)
+def test_other_attention_heads_than_the_banks_are_refused_before_anything_is_trained(tmp_path, prepared, sizes):
+    pool = Here(tmp_path)
+    given = {"bank": prepared / "bank"} if "bank" in sizes else {}
+    with pytest.raises(ValueError, match=rf"one size, got \[16\] in the bank and \[8\] in {OTHER_HEADS}"):
+        compare(CompareConfig(out=tmp_path, **{**sizes, **given}), pool)
+    assert not pool.ran
+
+
 @pytest.mark.parametrize("model", ["resnet", "convnext"])
 def test_a_convnet_from_data_to_rows(tmp_path, model):
     pytest.importorskip("transformers")

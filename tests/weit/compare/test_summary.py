@@ -121,10 +121,15 @@ def test_ahead_means_by_more_than_the_spread(ours, theirs, verdict):
         ({"layers": [2, 3]}, "larger layers"),
         ({"layers": [2, 2]}, "same size"),
         ({"width": 32, "depth": 3}, "narrower and shallower, seen"),
+        ({"width": 32, "depth": 3, "head_dim": 16}, "narrower and shallower, seen"),
+        ({"width": 32, "depth": 3, "head_dim": 8}, "narrower and shallower and smaller head_dim"),
+        ({"width": 64}, "same size"),
     ],
 )
 def test_changes_in_words(size, words):
-    assert (
-        kind_of(size, {"width": 64, "depth": 6, "embed_dim": 48, "layers": [2, 2]}, [{"width": 32, "depth": 3}])
-        == words
-    )
+    pretrained = {"width": 64, "depth": 6, "embed_dim": 48, "layers": [2, 2]}
+    assert kind_of(size, pretrained, [{"width": 32, "depth": 3}], {"depth": 6, "head_dim": 16}) == words
+
+
+def test_a_default_differs_from_what_was_named_for_the_bank():
+    assert kind_of({"width": 64}, {"width": 64, "head_dim": 32}, [], {"head_dim": 16}) == "smaller head_dim"

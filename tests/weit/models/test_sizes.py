@@ -1,6 +1,6 @@
 import pytest
 
-from weit.models.sizes import parse_size, training_flops, usual_smaller
+from weit.models.sizes import at_other_size, parse_size, training_flops, usual_smaller
 from weit.tasks import load_task
 
 
@@ -19,11 +19,22 @@ def test_other_words_are_refused(text):
 @pytest.mark.parametrize(
     ("size", "smaller"),
     [("64x6", [(48, 6), (32, 6), (64, 3), (48, 4), (32, 3)]), ("64x3", [(32, 3)]), ("16x9", []),
-     ("width=48,depth=6,heads=4", [(32, 6), (48, 4), (32, 3)]), ("embed_dim=64,depth=6", []), ("width=64,depth=2-2", [])],
+     ("width=48,depth=6,heads=4", [(32, 6), (48, 4), (32, 3)]), ("embed_dim=64,depth=6", []), ("width=64,depth=2-2", []),
+     ("width=64,depth=6,head_dim=32", [(32, 6), (64, 3), (32, 3)]), ("width=48,depth=4,blocks=2-2", [(32, 3)])],
 )  # fmt: skip
 def test_usual_smaller_sizes_are_parts_of_the_size(size, smaller):
-    found = [parse_size(text) for text in usual_smaller(parse_size(size))]
-    assert found == [{"width": width, "depth": depth} for width, depth in smaller]
+    size = parse_size(size)
+    found = [parse_size(text) for text in usual_smaller(size)]
+    assert found == [{**size, "width": width, "depth": depth} for width, depth in smaller]
+
+
+def test_heads_that_are_counted_stay_of_one_size():
+    known = {"embed_dim": 64, "depth": 6, "num_heads": 4}
+    assert at_other_size(known, {}) == known
+    assert at_other_size(known, {"embed_dim": 32}) == {"embed_dim": 32, "depth": 6, "num_heads": 2}
+    assert at_other_size(known, {"embed_dim": 32, "num_heads": 4})["num_heads"] == 4
+    assert at_other_size({"hidden_size": 32, "num_attention_heads": 2}, {"hidden_size": 48})["num_attention_heads"] == 3
+    assert at_other_size({"embed_dim": 64}, {"embed_dim": 32, "depth": 3}) == {"embed_dim": 32, "depth": 3}
 
 
 def test_arguments_follow_the_images():

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests.weit.rivals.models import hf_vit, timm_resnet, timm_vit, weit_vit
-from weit.rivals.axes import copies, head_dims, stream_sizes, width_axes
+from weit.heads import head_dims
+from weit.rivals.axes import copies, stream_sizes, width_axes
 
 RESIDUAL, NONE = ("residual",), ()
 
