@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from weit import KronConv2d, KronFusedLinear, KronLinear, TemplateBank, extract_bank, kronify, materialize
+from weit import KronConv2d, KronFusedLinear, KronLinear, TemplateBank, extract_bank, initialize, kronify, materialize
 from weit.models.vit import VisionTransformer
 from weit.rules import FAMILIES, find_rules
 
@@ -28,6 +28,14 @@ VIT = dict(
 )
 RESNET = dict(embedding_size=16, hidden_sizes=[32, 64], depths=[2, 1])
 
+
+def gated_vit(width):
+    """Gates in their own half of ``fc1``, as in ``vit_giant_patch14_dinov2``."""
+    layers = pytest.importorskip("timm.layers")
+    sizes = {"embed_dim": width, "depth": 2, "num_heads": width // 16}
+    return timm_model("vit_tiny_patch16_224", img_size=32, mlp_layer=layers.SwiGLUPacked, **sizes)
+
+
 # How to build it, its image size, the roles expected and how many layers become Kron layers.
 VIT_ROLES = {"q", "k", "v", "o", "fc1", "fc2"}
 MODELS = {
@@ -38,6 +46,12 @@ MODELS = {
         (3, 32),
         VIT_ROLES,
         2 * 6,
+    ),
+    "timm vit with gated MLPs": (
+        lambda: gated_vit(64),
+        (3, 32),
+        (VIT_ROLES - {"fc1"}) | {"fc1_first", "fc1_second"},
+        2 * 7,
     ),
     "timm resnet18": (
         lambda: timm_model("resnet18", zero_init_last=False),
@@ -152,6 +166,17 @@ def test_a_fused_qkv_keeps_its_parts_apart():
         assert torch.equal(part.scalers, scalers[f"blocks.0.attn.qkv.parts.{i}"])
     torch.testing.assert_close(fused.weight, weight)
     torch.testing.assert_close(fused.bias, bias)
+
+
+def test_gates_stay_gates_at_another_width():
+    torch.manual_seed(0)
+    small, wide = (gated_vit(width).double().eval() for width in (32, 64))
+    for parameter in small.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    bank = extract_bank(small, {"templates": 256, "template_shape": (16, 16)}).bank
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    # With repeated features every norm sees what it saw, but for its epsilon.
+    torch.testing.assert_close(initialize(wide, bank)(x), small(x), rtol=1e-3, atol=1e-3)
 
 
 def test_hugging_face_models_on_a_bank_are_saved_as_documented(tmp_path):

@@ -20,6 +20,8 @@ _ROLES = {
     "v": (("value",), (RESIDUAL,)),
     "o": ((RESIDUAL,), ("value",)),
     "fc1": (("hidden",), (RESIDUAL,)),
+    "fc1_first": (("hidden",), (RESIDUAL,)),  # of a gated MLP: what is multiplied has the same features
+    "fc1_second": (("hidden",), (RESIDUAL,)),
     "fc2": ((RESIDUAL,), ("hidden",)),
 }
 
@@ -33,7 +35,7 @@ def width_axes(model: nn.Module) -> dict[str, tuple[Axis, ...]]:
     kernel a channel, and what is in neither ends with the residual stream.
 
     Raises:
-        ValueError: no built-in rules know the layers of ``model``, or its MLPs have gates.
+        ValueError: no built-in rules know the layers of ``model``, or its MLPs have gates that rules do not know of.
     """
     roles = {match.path: match.roles for match in find_layers(model, None)}
     width = next((model.get_submodule(path).in_features for path, role in roles.items() if "q" in role), None)
@@ -59,7 +61,7 @@ def stream_sizes(state: Mapping[str, Tensor], axes: Mapping[str, tuple[Axis, ...
     """Features of each stream of a vision transformer.
 
     Raises:
-        ValueError: a stream has several sizes, as in a convolutional network or an MLP with gates.
+        ValueError: a stream has several sizes, as in a convolutional network or an MLP with gates that rules do not know of.
     """
     sizes: dict[str, int] = {}
     for name, tensor in state.items():

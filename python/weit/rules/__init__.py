@@ -38,14 +38,16 @@ FAMILIES = tuple(family for module in _MODULES for family in module.FAMILIES)
 
 
 def find_rules(model: nn.Module) -> Rules:
-    """The rules of the first family that has all its marks among the module paths of ``model``.
+    """The rules of the first family that has all its marks among the modules of ``model``.
 
     Raises:
         ValueError: no family has.
     """
-    paths = [path for path, _ in model.named_modules()]
+    names = []
+    for path, module in model.named_modules():
+        names += [path, *(f"{path}:{kind.__name__}" for kind in type(module).__mro__)]
     for family in FAMILIES:
-        if all(any(re.fullmatch(mark, path) for path in paths) for mark in family.marks):
+        if all(any(re.fullmatch(mark, name) for name in names) for mark in family.marks):
             return family.rules
     known = "; ".join(family.name for family in FAMILIES)
     raise ValueError(

@@ -19,7 +19,8 @@ class Family:
 
     Attributes:
         name: for messages.
-        marks: patterns each of which matches some layer of a model of this family.
+        marks: patterns each of which matches the path of some module of a model of this family, or ``path:class``, the class
+            being the module's own or one that it derives from.
         rules: pattern on module path → role, as ``kronify`` takes it. Layers that no pattern names stay
             dense.
     """

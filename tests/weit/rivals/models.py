@@ -17,6 +17,15 @@ def timm_vit(width=16, depth=2):
     return _drawn(create_model("timm:deit_tiny_patch16_224", img_size=32, in_chans=1, num_classes=4, **sizes))
 
 
+def timm_gated_vit(width=16, depth=2):
+    pytest.importorskip("timm")
+    from timm.layers import SwiGLUPacked
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes = {"embed_dim": width, "depth": depth, "num_heads": width // 8, "mlp_layer": SwiGLUPacked}
+    return _drawn(VisionTransformer(img_size=32, patch_size=16, in_chans=1, num_classes=4, **sizes))
+
+
 def hf_vit(width=16, depth=2):
     pytest.importorskip("transformers")
     sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": width // 8}

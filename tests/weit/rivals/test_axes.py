@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.weit.rivals.models import hf_vit, timm_resnet, timm_vit, weit_vit
+from tests.weit.rivals.models import hf_vit, timm_gated_vit, timm_resnet, timm_vit, weit_vit
 from weit.heads import head_dims
 from weit.rivals.axes import copies, stream_sizes, width_axes
 
@@ -52,11 +52,17 @@ def test_channels_of_a_convolutional_network():
     assert axes["fc.weight"] == (NONE, RESIDUAL)
 
 
-def test_an_mlp_with_gates_is_refused():
-    timm = pytest.importorskip("timm")
-    layers = pytest.importorskip("timm.layers")
-    model = timm.create_model("deit_tiny_patch16_224", embed_dim=16, depth=1, num_heads=2, mlp_layer=layers.GluMlp)
-    with pytest.raises(ValueError, match=r"mlp\.fc2\.weight has 32 hidden features, others 64"):
+def test_both_parts_of_a_gated_mlp_have_the_hidden_features():
+    model = timm_gated_vit(16)
+    axes = width_axes(model)
+    assert axes["blocks.0.mlp.fc1.weight"] == (("hidden", "hidden"), RESIDUAL)
+    assert stream_sizes(model.state_dict(), axes)["hidden"] == 32
+
+
+def test_gates_that_no_rules_know_of_are_refused():
+    model = weit_vit(16, 1)
+    model.blocks[0].mlp.fc1 = torch.nn.Linear(16, 128)
+    with pytest.raises(ValueError, match=r"mlp\.fc2\.weight has 64 hidden features, others 128"):
         width_axes(model)
 
 

@@ -4,13 +4,29 @@ import pytest
 import torch
 from torch import nn
 
-from tests.weit.rivals.models import hf_vit, images, snapshot, timm_resnet, timm_vit, unchanged, weit_vit
+from tests.weit.rivals.models import (
+    hf_vit,
+    images,
+    snapshot,
+    timm_gated_vit,
+    timm_resnet,
+    timm_vit,
+    unchanged,
+    weit_vit,
+)
 from weit.rivals.bert2bert import initialize_like
 
 
 @pytest.mark.parametrize(
     ("family", "side", "width"),
-    [(weit_vit, 4, 32), (weit_vit, 4, 48), (timm_vit, 32, 32), (hf_vit, 32, 32), (timm_resnet, 32, 24)],
+    [
+        (weit_vit, 4, 32),
+        (weit_vit, 4, 48),
+        (timm_vit, 32, 32),
+        (timm_gated_vit, 32, 32),
+        (hf_vit, 32, 32),
+        (timm_resnet, 32, 24),
+    ],
 )
 def test_the_function_is_preserved_where_the_width_grows(family, side, width):
     source, x = family(16), images(side)
