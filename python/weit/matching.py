@@ -67,25 +67,29 @@ def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
 
     paths: dict[nn.Module, list[str]] = {}
     named: dict[nn.Module, tuple[str, ...]] = {}
-    others: list[str] = []
+    others: dict[str, nn.Module] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(path)
         roles = _roles(path, patterns)
         if roles is None:
             continue
         if not isinstance(module, LAYERS):
-            others.append(f"{path!r} is a {type(module).__name__}")
+            others[path] = module
             continue
         if named.setdefault(module, roles) != roles:
             one = " and ".join(map(repr, paths[module]))
             raise ValueError(f"{one} are one layer, but rules name it {named[module]} and {roles}")
     if not named:
-        found = f": only layers are converted, and {others[0]}" if others else ""
+        found = "".join(f": only layers are converted, and {_kind(*other)}" for other in list(others.items())[:1])
         there = next((path for path, module in model.named_modules() if isinstance(module, LAYERS)), None)
         example = f"; a pattern must match a whole path, such as {there!r}" if there and not others else ""
         raise ValueError(f"rules name no nn.Linear or nn.Conv of {type(model).__name__}{found}{example}")
     if rules is not None and (idle := sorted(rules.keys() - applicable(rules, model).keys())):
         raise ValueError(f"rules[{idle[0]!r}] names no nn.Linear or nn.Conv of {type(model).__name__}")
+    stand_ins = _stand_ins(model, patterns)
+    for path, module in others.items():
+        if module in stand_ins:
+            raise _unconvertible(path, module)
     matches = [
         Match(tuple(paths[layer]), _check_layer(paths[layer][0], layer, roles), roles) for layer, roles in named.items()
     ]
@@ -94,9 +98,12 @@ def find_layers(model: nn.Module, rules: Rules | None) -> list[Match]:
 
 
 def applicable(rules: Rules, model: nn.Module) -> Rules:
-    """Those of ``rules`` whose pattern matches some layer of ``model``, if only behind an earlier one."""
-    layers = [path for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, LAYERS)]
-    matching = {pattern.pattern for pattern, _ in _compile(rules) if any(map(pattern.fullmatch, layers))}
+    """Those of ``rules`` whose pattern matches a layer of ``model`` or a stand-in for one, if only behind an earlier one."""
+    patterns = _compile(rules)
+    stand_ins = _stand_ins(model, patterns)
+    modules = model.named_modules(remove_duplicate=False)
+    layers = [path for path, module in modules if isinstance(module, LAYERS) or module in stand_ins]
+    matching = {pattern.pattern for pattern, _ in patterns if any(map(pattern.fullmatch, layers))}
     return {pattern: role for pattern, role in rules.items() if pattern in matching}
 
 
@@ -175,15 +182,42 @@ def _roles(path: str, patterns: list[Pattern]) -> tuple[str, ...] | None:
     return None
 
 
+def _stand_ins(model: nn.Module, patterns: list[Pattern]) -> set[nn.Module]:
+    """Modules that some rule gives a role, and that have weights which would stay dense for being in no plain layer."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    listed = {module for path, module in modules if any(pattern.fullmatch(path) for pattern, _ in patterns)}
+    giving = [pattern for pattern, roles in patterns if roles is not None]
+    others = {module for path, module in modules if any(pattern.fullmatch(path) for pattern in giving)}
+    return {module for module in others if not isinstance(module, LAYERS) and _stands_for_a_layer(module, listed)}
+
+
+def _stands_for_a_layer(module: nn.Module, listed: set[nn.Module]) -> bool:
+    """A block whose layers rules list one by one does not, nor does a norm or an activation."""
+    inside = [each for each in module.modules() if isinstance(each, LAYERS)]
+    if inside:  # such as the layer in a LoRA adapter
+        return any(each not in listed for each in inside)
+    sizes = ("in_features", "out_features"), ("in_channels", "out_channels")  # such as a quantised layer
+    return any(all(isinstance(getattr(module, name, None), int) for name in pair) for pair in sizes)
+
+
+def _kind(path: str, module: nn.Module) -> str:
+    kind = type(module)
+    alike = kind not in DENSE and kind.__name__ in {dense.__name__ for dense in DENSE}  # as of peft and of torch.ao
+    return f"{path!r} is a {kind.__module__ + '.' if alike else ''}{kind.__name__}"
+
+
+def _unconvertible(path: str, module: nn.Module) -> ValueError:
+    names = ", ".join(dense.__name__ for dense in DENSE)
+    return ValueError(f"{_kind(path, module)}; only {names} are converted. Map it to None")
+
+
 def _check_layer(path: str, layer: nn.Module, roles: tuple[str, ...]) -> nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d:
     kind = type(layer).__name__
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
         raise ValueError(f"{path!r} is a {kind} without sizes yet: run the model once first")
     if type(layer) not in DENSE:
         # A subclass may compute something else; its forward would be lost.
-        raise ValueError(
-            f"{path!r} is a {kind}; only {', '.join(d.__name__ for d in DENSE)} are converted. Map it to None"
-        )
+        raise _unconvertible(path, layer)
     assert isinstance(layer, DENSE)
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
         raise ValueError(f"the weight of {path!r} is computed by a hook or parametrization; remove that first")

@@ -32,6 +32,41 @@ def test_broad_patterns_pass_over_what_is_no_layer():
     }
 
 
+class Adapted(nn.Module):
+    """As adapters wrap a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer, self.down, self.up = nn.Linear(8, 24), nn.Linear(8, 2), nn.Linear(2, 24)
+
+
+class Quantised(nn.Module):
+    in_features, out_features = 8, 24
+
+
+@pytest.mark.parametrize("kind", [Adapted, Quantised])
+def test_what_stands_for_a_layer_is_refused_beside_layers(kind):
+    model = Model()
+    model.blocks[1].attn = kind()
+    with pytest.raises(ValueError, match=rf"'blocks.1.attn' is a {kind.__name__}; only Linear, .* Map it to None"):
+        find_layers(model, ATTN)
+    assert found(model, {r"blocks\.1\.attn": None, **ATTN}).keys() == {"blocks.0.attn"}
+
+
+def test_layers_inside_that_are_named_or_left_dense_are_passed_over():
+    model = Model()
+    model.blocks[1].attn = Adapted()
+    rules = {r".*(down|up)": None, r".*attn|.*base_layer": "attn"}
+    assert found(model, rules).keys() == {"blocks.0.attn", "blocks.1.attn.base_layer"}
+
+
+def test_another_librarys_linear_says_whose_it_is():
+    model = Model()
+    model.blocks[1].attn = type("Linear", (Quantised,), {"__module__": "torch.ao"})()
+    with pytest.raises(ValueError, match=r"'blocks.1.attn' is a torch\.ao\.Linear; only Linear"):
+        find_layers(model, ATTN)
+
+
 def test_roles_refer_to_groups_of_the_pattern():
     assert found(Model(), {r"blocks\.(\d)\.(?P<kind>\w+)": r"\g<kind>_\1"}) == {
         f"blocks.{i}.{name}": (f"{name}_{i}",) for i in range(2) for name in ("attn", "conv")

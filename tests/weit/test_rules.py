@@ -242,6 +242,10 @@ def test_wrapped_models_are_recognised_and_numbered_stages_are_not():
     assert find_rules(nn.ModuleDict({"backbone": vit})) is find_rules(vit)
     with pytest.raises(ValueError, match="no built-in rules know the layers of Sequential"):
         find_rules(nn.Sequential(vit))
+    with pytest.raises(ValueError, match="no built-in rules know the layers of HighResolutionNet"):
+        kronify(timm_model("hrnet_w18_small"), {})
+    with pytest.raises(ValueError, match=r"'layer1\.0\.conv1' is a SelectiveKernel; only Linear"):
+        kronify(timm_model("skresnet18"), {})
     with pytest.raises(ValueError, match="no built-in rules know the layers of Swin"):
         kronify(timm_model("swin_tiny_patch4_window7_224", depths=(1, 1), embed_dim=16, num_heads=(1, 1)), {})
 
