@@ -234,5 +234,6 @@ def _check_untied(model: nn.Module, matches: list[Match]) -> None:
         for parameter in module._parameters.values():
             holders.setdefault(id(parameter), set()).add(module)
     for match in matches:
-        if len(holders[id(match.layer.weight)]) > 1:
-            raise ValueError(f"the weight of {match.path!r} is tied to another module's. Map it to None")
+        for name, parameter in match.layer.named_parameters(recurse=False):
+            if len(holders[id(parameter)]) > 1:
+                raise ValueError(f"the {name} of {match.path!r} is tied to another module's. Map it to None")

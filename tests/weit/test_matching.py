@@ -90,8 +90,11 @@ def test_a_layer_at_two_places_is_found_once():
         find_layers(model, {"head": "h", "again": "a"})
 
 
-def tie(model):
-    model.blocks[1].attn.weight = model.blocks[0].attn.weight
+def tie(name):
+    def change(model):
+        setattr(model.blocks[1].attn, name, getattr(model.blocks[0].attn, name))
+
+    return change
 
 
 def put(path, make):
@@ -176,7 +179,8 @@ WRONG = {
         SPEC,
         "the weight of 'head' is computed by a hook",
     ),
-    "tied": (tie, ATTN, SPEC, "the weight of 'blocks.0.attn' is tied"),
+    "tied": (tie("weight"), ATTN, SPEC, "the weight of 'blocks.0.attn' is tied"),
+    "tied bias": (tie("bias"), ATTN, SPEC, "the bias of 'blocks.0.attn' is tied"),
     "kronified": (put("head", lambda: KronLinear(8, 10)), ATTN, SPEC, "kronified already: 'head' is a KronLinear"),
     "indivisible": (None, {r".*attn": tuple("qkvop")}, SPEC, "24 rows, which 5 roles"),
     "fused convolution": (None, {"stem": ("a", "b")}, SPEC, "only a Linear is split into roles"),
