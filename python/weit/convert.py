@@ -37,8 +37,9 @@ def kronify(
 
     Scalers are those of the bank's source, cut or repeated by ``weit.scalers.lay_out``. Where there is none, or (with a
     warning) one of another model family, they are fresh, so that each dense weight has the mean and variance of a fresh
-    ``nn.Linear``'s. Biases are copied. Fused layers (a tuple of roles) become a ``KronFusedLinear``. Everything is checked
-    before anything is replaced.
+    ``nn.Linear``'s. Biases are copied. Fused layers (a tuple of roles) become a ``KronFusedLinear``. Scalers of a frozen
+    weight are frozen, and so are new templates if all weights of their role are. Hooks of replaced layers do not stay.
+    Everything is checked before anything is replaced.
 
     Args:
         model: any model whose layers are plain ``nn.Linear`` and ``nn.Conv1d/2d/3d``.
@@ -130,7 +131,8 @@ def _fresh_bank(matches: list[Match], spec: BankSpec) -> TemplateBank:
     templates = {}
     for role, weights, N, (p, q) in demands(matches, spec):
         first = weights[0][1]
-        templates[role] = first.new_empty(N, p, q, *first.shape[2:])
+        empty = first.new_empty(N, p, q, *first.shape[2:])
+        templates[role] = nn.Parameter(empty, any(weight.requires_grad for _, weight in weights))
         reset_templates(templates[role], first[0].numel())
     return TemplateBank(templates, spec.layout)
 

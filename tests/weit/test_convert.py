@@ -149,12 +149,25 @@ def test_dtype_training_flag_and_what_is_frozen_survive_both_ways(bias):
     assert not any(part.scalers.requires_grad or part.training for part in model[0].parts)
     assert all(part.bias is None or part.bias.requires_grad for part in model[0].parts)
     assert model[1].scalers.requires_grad
-    for part in model[0].parts:
-        part.templates.requires_grad_(False)
+    assert not any(part.templates.requires_grad for part in model[0].parts)
     materialize(model)
     assert [(m.training, m.weight.requires_grad) for m in model] == [(False, False), (False, True), (True, True)]
     assert all((m.bias is not None) == bias for m in model)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_frozen_layers_come_back_frozen_on_templates_that_learn():
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    model[0].weight.requires_grad_(False)
+    model[1].requires_grad_(False)
+    bank = kronify(model, {"templates": 2}, rules={"[02]": "mixed", "1": "frozen", "3": "learns"})
+    assert [bank[role].requires_grad for role in ("mixed", "frozen", "learns")] == [True, False, True]
+    assert not any(parameter.requires_grad for parameter in model[1].parameters())
+    materialize(model)
+    assert [m.weight.requires_grad for m in model] == [False, False, True, True]
+    kronify(model, bank, rules={"[02]": "mixed", "1": "frozen", "3": "learns"})
+    materialize(model)
+    assert [m.weight.requires_grad for m in model] == [False, False, True, True]
 
 
 def test_a_layer_used_at_two_places_stays_one_layer():

@@ -85,9 +85,8 @@ class KronFactors(KeepsShared):
             raise ValueError(f"x.shape[{axis}] is {x.shape[axis]}, expected {name}={expected}")
 
     def _to_dense(self, skeleton: Dense) -> Dense:
-        """Fill a dense layer without storage from this one."""
-        trained = self.templates.requires_grad or self.scalers.requires_grad
-        skeleton.register_parameter("weight", nn.Parameter(self.weight.detach(), trained))
+        """Fill a dense layer without storage from this one; its weight learns if the scalers, which are its own, do."""
+        skeleton.register_parameter("weight", nn.Parameter(self.weight.detach(), self.scalers.requires_grad))
         if self.bias is not None:
             skeleton.register_parameter("bias", nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad))
         return skeleton.train(self.training)
