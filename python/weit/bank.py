@@ -14,7 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from weit.files import atomic_dir
+from weit.files import atomic_dir, digest
 from weit.heads import head_dims
 from weit.nn.factors import KronFactors, check_size, check_template_shape
 from weit.nn.init import default_template_size
@@ -207,15 +207,16 @@ class TemplateBank(KeepsShared):
             files[_SOURCE] = self.source.state
             config["source"] = self.source.config
             config["head_dims"] = self.source.head_dims
-        text = json.dumps(config, indent=2)
+        json.dumps(config)  # what cannot be written is said before anything is
         for name, tensors in files.items():
             _check_finite(name, tensors)
         with atomic_dir(directory, known=FILES) as folder:
-            (folder / _CONFIG).write_text(text, encoding="utf-8")
             for name, tensors in files.items():
                 # Copies: safetensors refuses tensors that share memory, such as tied embeddings.
                 whole = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
                 safetensors.torch.save_file(whole, folder / name)
+            config["sha256"] = {name: digest(folder / name) for name in files}
+            (folder / _CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> TemplateBank:
@@ -241,6 +242,9 @@ class TemplateBank(KeepsShared):
             _VERSION,
         ):
             raise ValueError(f"{_CONFIG} is not of format {_FORMAT!r}, version {_VERSION}")
+        for name, written in config.get("sha256", {}).items():  # banks of earlier versions have none
+            if name in FILES and digest(directory / name) != written:
+                raise ValueError(f"{name} holds other bytes than were written")
         templates = _load(directory / _TEMPLATES)
         if {role: list(t.shape) for role, t in templates.items()} != config["templates"]:
             raise ValueError(f"{_TEMPLATES} and {_CONFIG} name other roles or shapes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from weit.bank import TemplateBank
 from weit.engine import Record, TrainConfig, train
 from weit.engine.seeds import own_randomness
+from weit.files import digest
 from weit.initialize import initialize
 from weit.masks import draw_size
 from weit.models import create_model, load_model
@@ -79,7 +79,7 @@ def pretrain_bank(
     taught: float = 0
     if teacher is not None:
         learned["teacher"], saved = load_model(teacher)
-        run["settings"]["teacher"] = digest(teacher, "model.safetensors")
+        run["settings"]["teacher"] = digest(teacher / "model.safetensors")
         answers = training_flops(saved["model"], saved["arguments"]) / 3
         taught = saved.get("training_flops", 0) + config.steps * config.batch_size * answers
     bank = pretrain(big, task.train, config, smaller=small, evaluate=evaluate, **learned, **run)
@@ -130,8 +130,3 @@ def train_dense(
 def _validate(task: Task, network: nn.Module) -> dict[str, float]:
     found = task.evaluate(network, "validation", quick=True)
     return {f"validation_{name}": value for name, value in found.items()}
-
-
-def digest(folder: Path, name: str) -> str:
-    """What identifies a bank or a model: the hash of its numbers."""
-    return hashlib.sha256((folder / name).read_bytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -77,6 +78,15 @@ def refuse_foreign(path: str | os.PathLike[str], known: Collection[str]) -> None
     """
     with reported(path):
         _refuse_foreign(_place(path), known)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, which is read in pieces: it may be larger than the memory."""
+    found = hashlib.sha256()
+    with path.open("rb") as content:
+        while piece := content.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def _swap(temporary: Path, path: Path) -> None:

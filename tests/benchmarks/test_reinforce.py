@@ -14,9 +14,10 @@ from weit.report import write_report
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    recorded().save(folder / "episodes.safetensors")
+    episodes = tmp_path_factory.mktemp("data") / "episodes.safetensors"
+    recorded().save(episodes)
     config = CompareConfig(
-        out=folder, family="control", data=NAME, root=folder / "episodes.safetensors", size="16x2", smaller=["16x1"],
+        out=folder, family="control", data=NAME, root=episodes, size="16x2", smaller=["16x1"],
         source_size="16x2", small_size="16x1", targets=["16x2"], rivals=["weight_selection", "bert2bert"], seeds=1,
         templates=2, template_shape=[8, 8], pretrain_steps=4, steps=2, evaluate_every=1, fit_steps=2, lrs=[1e-3],
     )  # fmt: skip

@@ -192,8 +192,13 @@ def test_only_a_source_may_hold_infinity(tmp_path):
 
 def test_nan_in_a_file_is_refused(tmp_path):
     TemplateBank({"a": torch.ones(1, 2, 2)}).save_pretrained(tmp_path / "bank")
-    file = tmp_path / "bank" / "bank.safetensors"
+    file, config_file = tmp_path / "bank" / "bank.safetensors", tmp_path / "bank" / "config.json"
     file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
+    with pytest.raises(ValueError, match=r"bank\.safetensors holds other bytes than were written"):
+        TemplateBank.from_pretrained(tmp_path / "bank")
+    config = json.loads(config_file.read_text())
+    del config["sha256"]  # as in banks of before
+    config_file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"bank\.safetensors: 'a' holds NaN or infinity"):
         TemplateBank.from_pretrained(tmp_path / "bank")
 

@@ -116,7 +116,12 @@ BANK = TemplateBank({"attn": torch.randn(2, 4, 4)})
 
 # What is wrong with the model, the rules, the bank; what is said about it.
 WRONG = {
-    "nothing matches": (None, {"block": "a"}, SPEC, "rules name no nn.Linear or nn.Conv of Model$"),
+    "nothing matches": (
+        None,
+        {"block": "a"},
+        SPEC,
+        "rules name no nn.Linear or nn.Conv of Model; a pattern must match a whole path, such as 'stem'$",
+    ),
     "wrong kind of module": (
         None,
         {r".*norm": "a"},

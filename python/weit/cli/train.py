@@ -12,11 +12,11 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import nn
 
-from weit.by_name import OF_DATA, build, check_built_with, digest, made_for, train_dense
+from weit.by_name import OF_DATA, build, check_built_with, made_for, train_dense
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
 from weit.engine import TrainConfig, is_main_process
-from weit.files import refuse_foreign
+from weit.files import digest, refuse_foreign
 from weit.models import create_model, load_model, save_model
 from weit.models.folder import FILES
 from weit.models.sizes import training_flops
@@ -68,7 +68,7 @@ def run(parser: Parser, given: Namespace) -> None:
         network = build(task, model, size, config.seed)
     refuse_foreign(flags.out / "model", FILES)
     flops = config.steps * config.batch_size * training_flops(model, arguments)
-    begun = None if flags.init is None else digest(flags.init, "model.safetensors")
+    begun = None if flags.init is None else digest(flags.init / "model.safetensors")
     settings = {"model": model, "arguments": arguments, "init": begun}
     run: dict[str, Any] = {"run_dir": flags.out, "resume": flags.resume, "settings": settings, "flags": flags_of(given)}
     train_dense(task, network, config, **run)

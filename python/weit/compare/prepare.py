@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from weit.bank import TemplateBank
-from weit.by_name import check_built_with, digest
+from weit.by_name import check_built_with
 from weit.compare import jobs
 from weit.compare.config import SOURCES, CompareConfig
 from weit.compare.lines import Job
+from weit.files import digest
 from weit.heads import head_dims, require_same_heads
 from weit.models import create_model, load_model
 from weit.models.sizes import parse_size, training_flops
@@ -121,13 +122,13 @@ def read_origin(kind: str, folder: Path, seconds: float | None = None) -> Origin
         source = TemplateBank.from_pretrained(folder).source
         if source is None:
             raise ValueError(f"bank must hold a pre-trained model's scalers too, but {folder} has none")
-        identity = digest(folder, "bank.safetensors") + digest(folder, "source.safetensors")
+        identity = digest(folder / "bank.safetensors") + digest(folder / "source.safetensors")
         arguments, flops = source.config.get("arguments", {}), source.config.get("training_flops", 0.0)
         smaller = tuple(source.config.get("smaller", ()))
         return Origin(folder, identity, flops, seconds, None, 0.0, source.config.get("model", ""), arguments, smaller)
     network, saved = load_model(folder)
     answer = training_flops(saved["model"], saved["arguments"]) / 3
-    identity, flops = digest(folder, "model.safetensors"), saved.get("training_flops", 0.0)
+    identity, flops = digest(folder / "model.safetensors"), saved.get("training_flops", 0.0)
     return Origin(folder, identity, flops, seconds, network, answer, saved["model"], saved["arguments"])
 
 

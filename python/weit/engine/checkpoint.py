@@ -7,7 +7,6 @@ reads them again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from weit.engine.processes import Processes
 from weit.engine.shards import is_part, placed_like, whole
-from weit.files import atomic_write, publish, reported
+from weit.files import atomic_write, digest, publish, reported
 
 _FORMAT = {"format": "weit-checkpoint", "version": 2}
 _KINDS = ("model", "optimizer")
@@ -81,7 +80,7 @@ def save_checkpoint(
     def write() -> dict[str, str]:
         for name, tensors in mine.items():
             save_file(tensors, side / name)
-        return {name: _digest(side / name) for name in mine}
+        return {name: digest(side / name) for name in mine}
 
     def finish() -> None:
         sizes = {name: (side / name).stat().st_size for kind in _KINDS for name in names[kind]}
@@ -182,7 +181,7 @@ class Checkpoint:
             if (found := file.stat().st_size) != size:
                 raise ValueError(f"{file} is truncated or damaged: it holds {found} bytes, expected {size}")
             written = self.state["sha256"].get(name)
-            if written is not None and _digest(file) != written:
+            if written is not None and digest(file) != written:
                 raise ValueError(f"{file} is damaged: it holds other bytes than were written")
             try:
                 with safe_open(file, "pt") as content:
@@ -225,15 +224,6 @@ def _share(tensors: Mapping[str, Tensor], rank: int, shards: int) -> dict[str, T
         if writer == rank:
             share[name] = full.to("cpu", copy=True).contiguous()
     return share if rank < shards else None
-
-
-def _digest(file: Path) -> str:
-    """The hash of what a file holds, which is read in pieces: it may be larger than the memory."""
-    found = hashlib.sha256()
-    with file.open("rb") as content:
-        while piece := content.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
