@@ -232,6 +232,8 @@ class TemplateBank(KeepsShared):
             return cls._read(directory)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
             reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
+            if (directory / "bank" / _CONFIG).is_file():  # of a run
+                reason = f"it is the folder of a run, whose bank is in {directory / 'bank'}"
             raise ValueError(f"{directory} holds no whole template bank: {reason}") from error
 
     @classmethod

@@ -138,6 +138,23 @@ def test_a_damaged_bank_is_one_clear_error(tmp_path, damage, message):
         TemplateBank.from_pretrained(tmp_path / "bank")
 
 
+def test_the_folder_of_a_run_says_where_its_bank_is(tmp_path):
+    make_bank().save_pretrained(tmp_path / "run" / "bank")
+    with pytest.raises(ValueError, match=f"it is the folder of a run, whose bank is in {tmp_path}/run/bank"):
+        TemplateBank.from_pretrained(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["bank.safetensors", "source.safetensors"])
+def test_a_changed_byte_is_found(tmp_path, name):
+    make_bank().save_pretrained(tmp_path / "bank")
+    file = tmp_path / "bank" / name
+    numbers = bytearray(file.read_bytes())
+    numbers[-2] ^= 1
+    file.write_bytes(numbers)
+    with pytest.raises(ValueError, match=f"{name} holds other bytes than were written"):
+        TemplateBank.from_pretrained(tmp_path / "bank")
+
+
 def test_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nothing"):
         TemplateBank.from_pretrained(tmp_path / "nothing")

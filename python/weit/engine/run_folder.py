@@ -137,7 +137,8 @@ class RunFolder:
         changed = [name for name in names if self._config.get(name) != saved.get(name)]
         if changed:
             found = ", ".join(f"{name}: {saved.get(name)!r} → {self._config.get(name)!r}" for name in changed)
-            raise ValueError(f"config differs from that of the run to resume in {self.path} ({found})")
+            called = f"; {self.path / CONFIG} says how it was called" if (self.path / CONFIG).is_file() else ""
+            raise ValueError(f"config differs from that of the run to resume in {self.path} ({found}){called}")
 
 
 def numbers_of(scores: object) -> dict[str, float]:
@@ -163,7 +164,9 @@ def write_flags(folder: Path, flags: Mapping[str, Any]) -> None:
 
 
 def refuse_another_run(path: Path) -> None:
-    """Raise ``FileExistsError`` if ``path`` holds a run."""
+    """Raise ``FileExistsError`` if ``path`` holds a run, or is a file."""
+    if path.is_file():
+        raise FileExistsError(f"{path} is a file, expected a folder or nothing")
     if (path / METRICS).exists() or checkpoints(path / CHECKPOINTS):
         raise FileExistsError(f"{path} holds a run already; resume it, or name another folder")
 

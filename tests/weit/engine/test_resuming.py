@@ -130,6 +130,9 @@ def test_resuming_what_cannot_be_resumed(tmp_path: Path) -> None:
         trained(resume=True)
     with pytest.raises(ValueError, match="nothing to resume"):
         trained(run_dir=tmp_path / "none", resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file, expected a folder or nothing"):
+        trained(run_dir=tmp_path / "file")
     trained(run_dir=tmp_path / "run")
     with pytest.raises(FileExistsError, match="holds a run already"):
         trained(run_dir=tmp_path / "run")
