@@ -1,6 +1,6 @@
 """Run the suites, then write a table and an HTML report with the machine, the plots and what could not run.
 
-    python -m benchmarks [--quick] [--device cuda] [--shapes deit_b_fc1,llm_4096] [--minutes 9.5] [--out runs/bench]
+    python -m benchmarks [--quick] [--device cuda] [--shapes deit_b_fc1,llm_4096] [--minutes 9.5] [--out runs/bench] [--add]
 
 ``weit bench`` and ``make bench`` call this.
 """
@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks import html, report
 from benchmarks.options import DTYPES
+from benchmarks.pool import write
 from benchmarks.results_file import Results
 from weit.files import atomic_write
 
@@ -31,6 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="what would start later is left out and listed")
     parser.add_argument("--suites", default="", help="such as linear,peers; all by default")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--add", action="store_true", help="pool this run with what --out holds (benchmarks.pool)")
     return parser.parse_args(argv)
 
 
@@ -54,7 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         part.unlink(missing_ok=True)
         print("nothing was measured, so there is no new report")
         return status or 1
-    os.replace(part, found)
+    if args.add and found.is_file():
+        try:
+            write([found, part], found)
+        except ValueError as error:
+            print(f"{error}: this run is in {part}")
+            return 1
+        part.unlink()
+    else:
+        os.replace(part, found)
     results = Results.read(found)
     atomic_write(args.out / "table.md", report.document(results, {}) + "\n")
     print(f"Report: {html.write(results, args.out)}; figures: {found}")

@@ -23,8 +23,8 @@ Step = Callable[[], object]
 MOST_ROUNDS = 200
 LONG = 0.15  # seconds; longer steps have fewer rounds
 SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
-# What a tenth of the rounds do not exceed is what a layer takes on a CPU: other users of the machine slow rounds down, for
-# seconds at a time, and none makes one faster. docs/speed.md has what this and medians came to, again and again.
+# What a tenth of a visit's rounds do not exceed, in its fastest visit, is what a layer takes on a CPU: other users of the
+# machine slow rounds down, for seconds or minutes at a time, and none makes one faster. docs/speed.md says more.
 FASTEST = 0.1
 
 
@@ -81,9 +81,8 @@ def interleave(
     Both must have been called before: first calls pay for what later ones keep.
 
     Returns:
-        Of the rounds of this visit and of all before: seconds, ours and the dense layer's (on a CPU what the fastest tenth
-        take, on a GPU, where clocks rise and fall, medians), and how many times as fast ours are by that; medians and
-        interquartile ranges; how many rounds and visits there were, and the same seconds visit by visit.
+        ``of_visits`` of this visit and all before, each by what the fastest tenth of its rounds take on a CPU, by medians on
+        a GPU, where clocks rise and fall; beside them medians and interquartile ranges of all rounds.
     """
     visits = record.visits.setdefault(benchmark.fullname, [])
     theirs_seconds: list[float] = []
@@ -107,21 +106,33 @@ def interleave(
     dense, seconds = zip(*(pair for visit in visits for pair in visit), strict=True)
     ours_seconds[:] = seconds  # pytest-benchmark's own figures, too, are of all visits
     of = fastest if options.cpu else statistics.median
+    by_visit = [
+        {"rounds": len(visit), "dense_seconds": of([d for d, _ in visit]), "seconds": of([o for _, o in visit])}
+        for visit in visits
+    ]
     return {
-        "seconds": of(seconds),
-        "dense_seconds": of(dense),
-        "ratio": of(dense) / of(seconds),
+        **of_visits(by_visit),
         "median": statistics.median(seconds),
         "dense_median": statistics.median(dense),
         "iqr": _interquartile_range(seconds),
         "dense_iqr": _interquartile_range(dense),
-        "rounds": len(seconds),
-        "visits": len(visits),
-        "by_visit": [
-            {"rounds": len(visit), "dense_seconds": of([d for d, _ in visit]), "seconds": of([o for _, o in visit])}
-            for visit in visits
-        ],
         **({"fastest": FASTEST} if options.cpu else {}),
+    }
+
+
+def of_visits(by_visit: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds, ours and the dense layer's, each of its fastest visit, and how many times as fast ours are by that; how many
+    rounds and visits there were, and the visits.
+    """
+    seconds, dense = (min(visit[which] for visit in by_visit) for which in ("seconds", "dense_seconds"))
+    rounds = sum(visit["rounds"] for visit in by_visit)
+    return {
+        "seconds": seconds,
+        "dense_seconds": dense,
+        "ratio": dense / seconds,
+        "rounds": rounds,
+        "visits": len(by_visit),
+        "by_visit": list(by_visit),
     }
 
 

@@ -57,7 +57,7 @@ def _growth(rows: Sequence[Row], path: Path) -> None:
 
 
 def _bars(rows: Sequence[Row], whose: str) -> list[list[float]]:
-    """In ms, down and up: from the fastest tenth to the median, or half an interquartile range around the median."""
+    """In ms, down and up: from the fastest rounds to the median, or half an interquartile range around the median."""
     if by_fastest(rows):
         return [[0.0] * len(rows), [1e3 * (row[f"{whose}median"] - row[f"{whose}seconds"]) for row in rows]]
     return [[500 * row[f"{whose}iqr"] for row in rows]] * 2

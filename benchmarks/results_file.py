@@ -44,8 +44,8 @@ class Results:
     @property
     def machine(self) -> dict[str, str]:
         """What ran this, in words."""
-        info, commit = self.data["machine_info"], self.data["commit_info"]
-        dirty = " with local changes" if commit.get("dirty") else ""
+        info = self.data["machine_info"]
+        commits, dates = (" and ".join(dict.fromkeys(run[what] for run in self.runs)) for what in ("commit", "date"))
         return {
             **info["weit"],
             "threads": f"{info['threads']}",
@@ -54,9 +54,18 @@ class Results:
             **self._visits,
             "device": self.data["weit"]["device"],
             "dtype": self.data["weit"]["dtype"],
-            "commit": f"{str(commit.get('id'))[:12]}{dirty}",
-            "date": self.data["datetime"][:10],
+            **({"runs": f"{len(self.runs)}"} if len(self.runs) > 1 else {}),
+            "commit": commits,
+            "date": dates,
         }
+
+    @property
+    def runs(self) -> list[dict[str, str]]:
+        """Commit and date of each run that this is pooled from; of itself if it is none."""
+        commit = self.data["commit_info"]
+        dirty = " with local changes" if commit.get("dirty") else ""
+        own = {"commit": f"{str(commit.get('id'))[:12]}{dirty}", "date": self.data["datetime"][:10]}
+        return self.data["weit"].get("runs", [own])
 
     @property
     def _visits(self) -> dict[str, str]:

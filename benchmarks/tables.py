@@ -139,8 +139,8 @@ def whole_models(rows: Sequence[Row]) -> Table:
             f"{row['batch']}",
             f"{row['dense_parameters'] / 1e6:.1f} M",
             f"{row['parameters'] / 1e6:.1f} M",
-            f"{row['dense_images_per_second']:.2f}",
-            f"{row['images_per_second']:.2f}",
+            f"{row['batch'] / row['dense_seconds']:.2f}",
+            f"{row['batch'] / row['seconds']:.2f}",
             ratio(row),
         ]
         for row in rows
@@ -172,7 +172,7 @@ def growth(rows: Sequence[Row]) -> Table:
 
 
 def _time(row: Row, whose: str = "") -> str:
-    """In ms: of the fastest tenth and, in brackets, the median; or the median and its spread."""
+    """In ms: of the fastest rounds and, in brackets, the median; or the median and its spread."""
     seconds = row[f"{whose}seconds"]
     beside = f"({1e3 * row[f'{whose}median']:.3f})" if "fastest" in row else f"± {1e3 * row[f'{whose}iqr']:.3f}"
     return f"{1e3 * seconds:.3f} {beside}"
@@ -187,15 +187,16 @@ def _times(rows: Sequence[Row]) -> str:
     """What the times are."""
     if by_fastest(rows):
         return (
-            "Times are what the fastest tenth of the interleaved rounds of all visits take (of ten or fewer, the fastest) "
-            "and, in brackets, the medians, in ms: other users of the machine slow rounds down and make none faster."
+            "Times are what the fastest tenth of the interleaved rounds of a visit take (of ten or fewer, the fastest), in "
+            "its fastest visit, and, in brackets, the medians of all, in ms: other users of the machine slow rounds down "
+            "and make none faster."
         )
     quiet = " (of those in quiet moments, where there were enough)" * any("counted" in row for row in rows)
     return f"Times are medians of interleaved rounds{quiet} ± the interquartile range, in ms."
 
 
 def _by(rows: Sequence[Row]) -> str:
-    return "by the fastest tenth of its rounds" if by_fastest(rows) else "by medians"
+    return "by its fastest rounds" if by_fastest(rows) else "by medians"
 
 
 def _ratio(found: Mapping[str, Row], name: str) -> str:

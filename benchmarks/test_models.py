@@ -41,6 +41,4 @@ def test_models(
         batch=batch,
         parameters=models.numbers(kron),
         dense_parameters=models.numbers(dense),
-        images_per_second=batch / timings["seconds"],
-        dense_images_per_second=batch / timings["dense_seconds"],
     )

@@ -61,7 +61,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
     assert not record.not_run
 
 
-def test_visits_add_rounds_and_the_fastest_tenth_of_all_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visits_add_rounds_and_the_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = 2e-2
     monkeypatch.setattr("benchmarks.duel._seconds", lambda step: step() or dense)
     record, benches = Record(), [stub(4e-3), stub(2e-3), stub(8e-3)]

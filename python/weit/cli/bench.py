@@ -31,6 +31,7 @@ class BenchFlags:
         suites: any of linear, conv, peers, memory, models, growth; all if not given.
         minutes: what would start later is left out and listed.
         quick: small sizes and few rounds, to try the suites; the figures then mean nothing.
+        add: pool this run with what out holds; several runs at different hours say more than a long one.
     """
 
     out: Path = Path("runs/bench")
@@ -40,13 +41,14 @@ class BenchFlags:
     suites: list[str] | None = None
     minutes: float | None = None
     quick: bool = False
+    add: bool = False
 
     def arguments(self) -> list[str]:
         """The same for ``python -m benchmarks``."""
         given = ["--out", str(self.out), "--device", self.device, "--dtype", self.dtype]
         given += ["--shapes", ",".join(self.shapes or ()), "--suites", ",".join(self.suites or ())]
         given += [] if self.minutes is None else ["--minutes", str(self.minutes)]
-        return given + ["--quick"] * self.quick
+        return given + ["--quick"] * self.quick + ["--add"] * self.add
 
 
 def add_arguments(parser: Parser) -> None:

@@ -1,0 +1,90 @@
+"""Several runs as one: whose visits count, what is refused."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import pool
+from benchmarks.results_file import Results
+from tests.benchmarks.test_report import made_up
+
+
+def run(name: str, visits: dict[str, list[tuple[float, float]]], **others: object) -> Results:
+    """A run that timed what ``visits`` names: seconds of the dense layer and of the contender."""
+    data = {**made_up(), **copy.deepcopy(others)}
+    data["benchmarks"] = [bench(who, found) for who, found in visits.items()] + [
+        {"fullname": "memory", "extra_info": {}}
+    ]
+    return Results(name, data)
+
+
+def bench(who: str, visits: list[tuple[float, float]]) -> dict[str, object]:
+    by_visit = [{"rounds": 5, "dense_seconds": dense, "seconds": seconds} for dense, seconds in visits]
+    medians = dict.fromkeys(("median", "dense_median", "iqr", "dense_iqr"), max(max(visit) for visit in visits))
+    row = {
+        "suite": "linear",
+        "shape": who,
+        "phase": "train",
+        "contender": "auto",
+        "fastest": 0.1,
+        "ratio": 0.0,
+        **medians,
+    }
+    return {"fullname": who, "extra_info": {**row, "by_visit": by_visit}}
+
+
+def test_the_fastest_visits_of_all_runs_count() -> None:
+    first, second = run("a", {"x": [(4.0, 2.0), (3.0, 2.5)]}), run("b", {"x": [(5.0, 1.0)], "y": [(6.0, 3.0)]})
+    pooled = Results("both", pool.pool([first, second]))
+    x, y = pooled.rows
+    assert (x["dense_seconds"], x["seconds"], x["ratio"]) == (3.0, 1.0, 3.0)
+    assert (x["visits"], x["rounds"], x["median"]) == (3, 15, 4.5)
+    assert [visit["dense_seconds"] for visit in x["by_visit"]] == [4.0, 3.0, 5.0]
+    assert (y["shape"], y["ratio"]) == ("y", 2.0)
+    again = pool.pool([pooled, run("c", {"x": [(2.0, 2.0)]})])
+    assert again["benchmarks"][0]["extra_info"]["ratio"] == 2.0
+    assert Results("", again).machine["runs"] == "3"
+    assert first.rows[0]["ratio"] == 0.0  # as it was
+
+
+def test_what_one_run_had_no_time_for_was_run_by_another() -> None:
+    who = {"suite": "linear", "phase": "train", "contender": "auto", "reason": "no time was left"}
+    weit = made_up()["weit"]
+    late = {**weit, "not_run": [{**who, "shape": "x"}, {**who, "shape": "y"}], "failed": []}
+    first = run("a", {"z": [(1.0, 1.0)]}, weit=late)
+    second = run("b", {"x": [(1.0, 1.0)]}, weit={**late, "not_run": late["not_run"][1:]})
+    found = pool.pool([first, second])["weit"]
+    assert [row["shape"] for row in found["not_run"]] == ["y"]
+    third = run("c", {"x": [(1.0, 1.0)]}, weit={**late, "failed": weit["failed"]})
+    assert len(pool.pool([first, third])["weit"]["failed"]) == 1
+
+
+@pytest.mark.parametrize("what", ["device", "threads", "processor"])
+def test_runs_of_different_machines_are_not_pooled(what: str) -> None:
+    data = made_up()
+    if what == "device":
+        data["weit"]["device"] = "cuda"
+    elif what == "threads":
+        data["machine_info"]["threads"] = 16
+    else:
+        data["machine_info"]["weit"]["processor"] = "another"
+    visits = {"x": [(1.0, 1.0)]}
+    other = run("b", visits, weit=data["weit"], machine_info=data["machine_info"])
+    with pytest.raises(ValueError, match=f"they differ in {what}"):
+        pool.pool([run("a", visits), other])
+
+
+def test_the_command(tmp_path: Path) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, seconds in zip(files, (2.0, 1.0), strict=True):
+        file.write_text(json.dumps(run("", {"x": [(4.0, seconds)]}).data))
+    pool.main([*map(str, files), "--out", str(files[0])])
+    assert Results.read(files[0]).rows[0]["ratio"] == 4.0
+    older = run("", {"x": [(4.0, 1.0)]}).data
+    del older["benchmarks"][0]["extra_info"]["by_visit"]
+    files[1].write_text(json.dumps(older))
+    with pytest.raises(SystemExit, match="x does not say what its visits found: an earlier version measured it"):
+        pool.main([*map(str, files), "--out", str(tmp_path / "c.json")])
+    assert not (tmp_path / "c.json").exists()
