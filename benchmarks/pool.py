@@ -68,7 +68,8 @@ def _pooled(benches: Sequence[Json]) -> Json:
         name: statistics.median(row[name] for row in rows) for name in ("median", "dense_median", "iqr", "dense_iqr")
     }
     visits = [visit for row in rows for visit in row["by_visit"]]
-    return {**benches[0], "extra_info": {**rows[0], **medians, **of_visits(visits)}}
+    of = min if "fastest" in rows[0] else statistics.median
+    return {**benches[0], "extra_info": {**rows[0], **medians, **of_visits(visits, of)}}
 
 
 def _of(run: Results, name: str) -> str | None:

@@ -125,8 +125,10 @@ def kept(ctx: Any, dy: Tensor) -> list[Tensor]:
     """``x``, ``T`` and ``S`` again, memory without numbers in place of one that was not saved."""
     tensors = list(ctx.saved_tensors)
     if ctx.missing is not None:
-        index, shape, form = ctx.missing
-        tensors[index] = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=form)
+        index, shape, form = ctx.missing  # of dy's kind, which may be a subclass's
+        last = [shape[0], *shape[2:], shape[1]]
+        plain = form == torch.contiguous_format
+        tensors[index] = dy.new_empty(shape) if plain else dy.new_empty(last).movedim(-1, 1)
     return tensors
 
 

@@ -97,7 +97,8 @@ class Source:
         state: state dict of the kronified model without its templates: ``<path>.scalers``, biases, norms,
             embeddings, heads and buffers.
         config: how to build that model again, and anything else; JSON.
-        head_dims: sizes of that model's attention heads, which targets must have too; ``None``: not known, any will do.
+        head_dims: sizes of that model's attention heads, which targets must have too; ``None`` or none: not known, any
+            will do.
     """
 
     state: dict[str, Tensor]

@@ -16,7 +16,7 @@ from weit.nn.conv import conv_settings
 from weit.nn.factors import take_bias
 from weit.nn.init import reset_templates
 from weit.rules import Rules
-from weit.scalers import check_heads, lay_out
+from weit.scalers import check_heads, lay_out, map_depth
 from weit_kernels import nearest_kron
 from weit_kernels.shapes import check_finite
 
@@ -61,7 +61,7 @@ def kronify(
     if isinstance(bank_or_spec, TemplateBank):
         bank = bank_or_spec
         check_bank(bank, matches)
-        if bank.source is not None:
+        if bank.source is not None and _same_family(matches, bank.source):
             check_heads(model, bank.source)
     else:
         bank = _fresh_bank(matches, BankSpec.of(bank_or_spec))
@@ -73,6 +73,12 @@ def kronify(
         except ValueError as error:
             warnings.warn(f"scalers are fresh: {error}", stacklevel=2)
     return bank
+
+
+def _same_family(matches: list[Match], source: Source) -> bool:
+    """Whether each layer has a counterpart in ``source``, whose scalers it will be given."""
+    names = [f"{match.path}{suffix}.scalers" for match in matches for suffix, _, _ in match.parts()]
+    return map_depth(source.state, names).keys() >= set(names)
 
 
 def materialize(model: nn.Module) -> nn.Module:

@@ -102,7 +102,7 @@ def map_depth(source: Iterable[str], target: Iterable[str], depth: str = "prefix
 
 def check_heads(model: nn.Module, source: Source) -> None:
     """Raise ``ValueError`` if attention heads in ``model`` are known to be of another size than those of ``source``."""
-    if source.head_dims is not None:
+    if source.head_dims:
         require_same_heads(model, source.head_dims, target_name="model", source_name="bank.source")
 
 

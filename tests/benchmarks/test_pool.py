@@ -49,6 +49,13 @@ def test_the_fastest_visits_of_all_runs_count() -> None:
     assert first.rows[0]["ratio"] == 0.0  # as it was
 
 
+def test_medians_of_a_gpu_stay_medians() -> None:
+    runs = [run(name, {"x": [(dense, 1.0)]}) for name, dense in (("a", 4.0), ("b", 2.0), ("c", 3.0))]
+    for each in runs:
+        del each.data["benchmarks"][0]["extra_info"]["fastest"]
+    assert pool.pool(runs)["benchmarks"][0]["extra_info"]["ratio"] == 3.0
+
+
 def test_what_one_run_had_no_time_for_was_run_by_another() -> None:
     who = {"suite": "linear", "phase": "train", "contender": "auto", "reason": "no time was left"}
     weit = made_up()["weit"]

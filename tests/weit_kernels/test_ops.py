@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from tests.weit_kernels.cases import LAYOUTS, PATHS, Case, relative_error
@@ -211,6 +212,15 @@ def test_what_no_gradient_reads_is_not_saved(kind: str, need: tuple[bool, ...]) 
             if wanted:
                 assert operand.grad.stride() == expected.stride()
                 assert relative_error(operand.grad, expected) < 1e-13
+
+
+def test_what_stands_in_for_a_tensor_is_of_the_gradients_kind() -> None:
+    _, T, S, _ = (t.detach() for t in leaves())
+    with FakeTensorMode() as mode:
+        x, T, S = (mode.from_tensor(t) for t in (torch.randn(4, T.shape[2] * S.shape[2], dtype=T.dtype), T, S))
+        y = kron_linear(x.requires_grad_(), T, S)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
 
 
 def test_a_frozen_layer_lets_its_input_be_overwritten() -> None:

@@ -104,9 +104,13 @@ class Processes:
     def take_first(self, tensors: Iterable[Tensor]) -> None:
         """Put the numbers of the first process's ``tensors`` into those of every other."""
         if self.count > 1:
-            under_way = [torch.distributed.broadcast(each.detach(), 0, async_op=True) for each in tensors]
-            for work in under_way:
+            own = [each.detach() for each in tensors]
+            dense = [each.contiguous() for each in own]  # memory is sent as it lies
+            under_way = [torch.distributed.broadcast(each, 0, async_op=True) for each in dense]
+            for work, to, numbers in zip(under_way, own, dense, strict=True):
                 work.wait()
+                if numbers is not to:
+                    to.copy_(numbers)
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Run ``action`` on every process; where one fails, all raise, so that none is left waiting for the others.

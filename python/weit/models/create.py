@@ -23,6 +23,7 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
 _PRESETS: dict[str, Callable[..., dict[str, Any]]] = {"resnet": presets.resnet, "convnext": presets.convnext}
 # Arguments come from files of others too, and the libraries would read what these name, pickles among them.
 _FROM_ELSEWHERE = ("pretrained", "checkpoint_path", "cache_dir")
+_NONE_OF_THEM = ("pretrained_window_size", "pretrained_window_sizes")  # numbers of a Swin
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -44,7 +45,8 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     if (library not in ("timm", "hf") and name not in (*_OWN, *_PRESETS)) or (library and not model):
         known = ", ".join(f'"{own}"' for own in (*_OWN, *_PRESETS))
         raise ValueError(f'model must be {known}, "timm:<model>" or "hf:<model type>", got {name!r}')
-    if elsewhere := [key for key in _names(arguments) if any(word in key for word in _FROM_ELSEWHERE)]:
+    names = [key for key in _names(arguments) if key not in _NONE_OF_THEM]
+    if elsewhere := [key for key in names if any(word in key for word in _FROM_ELSEWHERE)]:
         raise ValueError(f"model {name} starts from its own random weights, so it takes no {elsewhere[0]}")
     try:
         if name in _PRESETS:

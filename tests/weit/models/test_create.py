@@ -107,3 +107,10 @@ def test_hugging_face_knows_the_type_and_its_arguments():
     with pytest.raises(ValueError, match=r'"hf:" and a model type of transformers, .*\'vitt\'; near it: vit') as found:
         create_model("hf:vitt")
     assert len(str(found.value)) < 200
+
+
+def test_windows_of_the_pre_training_are_sizes():
+    with pytest.raises(
+        ValueError, match=r"vit refuses its arguments: .*'pretrained_window_sizes'"
+    ):  # by the model itself
+        create_model("vit", pretrained_window_sizes=8)
