@@ -113,12 +113,9 @@ def keep(ctx: Any, x: Tensor, T: Tensor, S: Tensor, need: tuple[bool, ...]) -> N
     """Save what the gradients of ``x``, ``T`` and ``S`` that are needed read. Each reads the two others, so a tensor that
     alone has one is left out, as nn.Linear does: a frozen layer keeps no input, and a learning factor may be overwritten.
     """
-    tensors, saved = (x, T, S), [any(need[:i] + need[i + 1 :]) for i in range(3)]
-    ctx.missing = None
-    if sum(need) == 1:
-        alone = tensors[need.index(True)]
-        ctx.missing = need.index(True), alone.shape, memory_format(alone)
-    ctx.save_for_backward(*(tensor if read else None for tensor, read in zip(tensors, saved, strict=True)))
+    tensors, alone = (x, T, S), need.index(True) if sum(need) == 1 else None
+    ctx.missing = None if alone is None else (alone, tensors[alone].shape, memory_format(tensors[alone]))
+    ctx.save_for_backward(*(tensor if any(need) and i != alone else None for i, tensor in enumerate(tensors)))
 
 
 def kept(ctx: Any, dy: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -245,10 +246,8 @@ class TemplateBank(KeepsShared):
             _VERSION,
         ):
             raise ValueError(f"{_CONFIG} is not of format {_FORMAT!r}, version {_VERSION}")
-        for name, written in config.get("sha256", {}).items():  # banks of earlier versions have none
-            if name in FILES and digest(directory / name) != written:
-                raise ValueError(f"{name} holds other bytes than were written")
-        templates = _load(directory / _TEMPLATES)
+        written = config.get("sha256", {})  # banks of earlier versions have none
+        templates = _load(directory / _TEMPLATES, written.get(_TEMPLATES))
         if {role: list(t.shape) for role, t in templates.items()} != config["templates"]:
             raise ValueError(f"{_TEMPLATES} and {_CONFIG} name other roles or shapes")
         bank = cls({role: templates[role] for role in config["templates"]}, config["layout"])
@@ -256,7 +255,7 @@ class TemplateBank(KeepsShared):
         if config["source"] is not None:
             heads = config.get("head_dims")  # banks of earlier versions do not say
             heads = None if heads is None else [int(size) for size in heads]
-            bank.source = Source(_load(directory / _SOURCE), dict(config["source"]), heads)
+            bank.source = Source(_load(directory / _SOURCE, written.get(_SOURCE)), dict(config["source"]), heads)
         return bank
 
 
@@ -285,10 +284,14 @@ def _parameter_name(role: str) -> str:
     return f"templates_{role}"
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path, written: str | None) -> dict[str, Tensor]:
+    """The tensors in a file; ``written``: its SHA-256, if that is known."""
     # Not load_file: its tensors are views of the mapped file, which change or crash when the file is
     # replaced.
-    tensors = safetensors.torch.load(path.read_bytes())
+    content = path.read_bytes()
+    if written is not None and hashlib.sha256(content).hexdigest() != written:
+        raise ValueError(f"{path.name} holds other bytes than were written")
+    tensors = safetensors.torch.load(content)
     _check_finite(path.name, tensors)
     return tensors
 

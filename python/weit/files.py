@@ -61,9 +61,10 @@ def publish(temporary: Path, path: Path, *, known: Collection[str] = ()) -> None
     """Let ``temporary``, a folder beside ``path``, take its place; the last step of ``atomic_dir``, with its errors."""
     _refuse_foreign(path, {*known, *os.listdir(temporary)})
     for folder, _, names in os.walk(temporary):
+        # Who may read the folder may read its files: safetensors makes them for their owner alone.
+        mode = os.stat(folder).st_mode & 0o666
         for name in names:
-            # Who may read the folder may read its files: safetensors makes them for their owner alone.
-            os.chmod(Path(folder, name), os.stat(folder).st_mode & 0o666)
+            os.chmod(Path(folder, name), mode)
             _sync_file(Path(folder, name))
         _sync_folder(Path(folder))
     _swap(temporary, path)
