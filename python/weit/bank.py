@@ -98,13 +98,12 @@ class Source:
         state: state dict of the kronified model without its templates: ``<path>.scalers``, biases, norms,
             embeddings, heads and buffers.
         config: how to build that model again, and anything else; JSON.
-        head_dims: sizes of that model's attention heads, which targets must have too; ``None`` or none: not known, any
-            will do.
+        head_dims: sizes of that model's attention heads, which targets must have too; none: not known, any will do.
     """
 
     state: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
-    head_dims: list[int] | None = None
+    head_dims: list[int] = field(default_factory=list)
 
 
 class TemplateBank(KeepsShared):
@@ -253,8 +252,7 @@ class TemplateBank(KeepsShared):
         bank = cls({role: templates[role] for role in config["templates"]}, config["layout"])
         bank.relative_error = {role: float(error) for role, error in config["relative_error"].items()}
         if config["source"] is not None:
-            heads = config.get("head_dims")  # banks of earlier versions do not say
-            heads = None if heads is None else [int(size) for size in heads]
+            heads = [int(size) for size in config.get("head_dims") or ()]  # banks of earlier versions do not say
             bank.source = Source(_load(directory / _SOURCE, written.get(_SOURCE)), dict(config["source"]), heads)
         return bank
 

@@ -73,7 +73,7 @@ def test_save_and_load(tmp_path, source):
 def test_a_bank_that_does_not_say_its_heads_is_read(tmp_path):
     make_bank().save_pretrained(tmp_path / "bank")
     edit_config(head_dims="delete")(tmp_path / "bank")
-    assert TemplateBank.from_pretrained(tmp_path / "bank").source.head_dims is None
+    assert TemplateBank.from_pretrained(tmp_path / "bank").source.head_dims == []
 
 
 def test_saving_again_replaces(tmp_path):

@@ -65,5 +65,5 @@ def test_heads_are_kept_where_a_source_is_taken() -> None:
     bank.take_source(model)
     assert bank.source is not None
     assert bank.source.head_dims == [8]
-    bank.source.head_dims = None  # as a bank of an earlier version has it
+    bank.source.head_dims = []  # as a bank of an earlier version has it
     weit.initialize(other(), bank, steps=0)

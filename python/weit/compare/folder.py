@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-from weit.compare.config import CompareConfig
 from weit.files import atomic_write
 
 _MARK = "weit-compare.json"
@@ -18,8 +15,7 @@ def check_folder(out: Path) -> None:
         raise FileExistsError(f"out must be new or the folder of an earlier comparison: {out} holds something else")
 
 
-def open_folder(config: CompareConfig) -> None:
-    """Make ``config.out`` a comparison's; errors as for ``check_folder``."""
-    check_folder(config.out)
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    atomic_write(config.out / _MARK, json.dumps(plain, indent=1) + "\n")
+def open_folder(out: Path) -> None:
+    """Make ``out`` a comparison's; errors as for ``check_folder``."""
+    check_folder(out)
+    atomic_write(out / _MARK, "{}\n")

@@ -68,8 +68,10 @@ def given(config: CompareConfig, task: Task, model: str) -> dict[str, Origin]:
     return found
 
 
-def check_heads(config: CompareConfig, task: Task, model: str, bank: Origin | None) -> None:
-    """Raise ``ValueError`` if a target, or a smaller size that a bank yet to come is to learn, has other heads than that."""
+def check_targets(config: CompareConfig, task: Task, model: str, bank: Origin | None) -> None:
+    """Raise ``ValueError`` if a target, or a smaller size that a bank yet to come is to learn, cannot be built or has other
+    heads than the bank.
+    """
     full = bank.arguments if bank else task.arguments(model, _size(BANK, config))
     sizes = config.targets if bank else [*config.targets, *(config.smaller or [])]
     with torch.device("meta"):

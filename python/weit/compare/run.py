@@ -16,7 +16,7 @@ from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, Compare
 from weit.compare.folder import open_folder
 from weit.compare.lines import Job, Line
 from weit.compare.pool import Pool
-from weit.compare.prepare import BANK, Origin, check_heads, common, given, making, needed, read_origin, work
+from weit.compare.prepare import BANK, Origin, check_targets, common, given, making, needed, read_origin, work
 from weit.compare.summary import Rates, Row, best_rates, kind_of, summarize
 from weit.engine.run_folder import write_flags
 from weit.models import create_model
@@ -63,12 +63,9 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
     """
     task = config.task()
     model = config.model or task.model
-    sizes = {target: parse_size(target) for target in config.targets}
-    for size in sizes.values():
-        create_model(model, **task.arguments(model, size))  # what cannot be built is said before anything is trained
     plan = _Plan(config, task, model)
-    check_heads(config, task, model, plan.origins.get(BANK))
-    open_folder(config)
+    check_targets(config, task, model, plan.origins.get(BANK))
+    open_folder(config.out)
     if flags is not None:
         write_flags(config.out, flags)
     if pool is not None:
