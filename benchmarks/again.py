@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from typing import Any
 
@@ -12,14 +12,16 @@ from _pytest.runner import runtestprotocol
 
 from benchmarks.contenders import AUTO
 from benchmarks.options import DEADLINES, OPTIONS
+from benchmarks.tables import compared
 
 _SHARE = 1.0  # of the first visits' time, where no minutes are given
+_SAY_EVERY = 20.0  # seconds
 # What the two fastest visits differ by, at the most, where neither others nor the moment decide any more.
 SETTLED = 0.05
 
 
-def visit_again(session: pytest.Session) -> None:
-    """Add rounds to all figures, those that are not settled first, until time is up."""
+def visit_again(session: pytest.Session, say: Callable[[str], object]) -> None:
+    """Add rounds to all figures, those that are not settled first, until time is up; ``say`` now and then how far it is."""
     options = session.config.stash[OPTIONS]
     if not options.cpu or options.quick:
         return
@@ -27,10 +29,15 @@ def visit_again(session: pytest.Session) -> None:
     ends = options.ends if options.ends < inf else now + _SHARE * (now - options.began)
     session.config.stash[DEADLINES] = dict.fromkeys(session.config.stash[DEADLINES], inf)
     benches, items = session.config._benchmarksession.benchmarks, {item.nodeid: item for item in session.items}
-    timed = [bench for bench in benches if "ratio" in bench.extra_info]
+    timed = [bench for bench in benches if compared([bench.extra_info])]
+    said = time.monotonic()
     for bench in _turns(timed):
         if time.monotonic() >= ends:
             return
+        if time.monotonic() - said > _SAY_EVERY:
+            said = time.monotonic()
+            waiting = sum(not settled(each.extra_info) for each in timed)
+            say(f"{len(timed)} figures, {waiting} not settled, {ends - said:.0f} s left")
         before, failed = len(benches), True
         try:
             reports = runtestprotocol(items[bench.fullname], log=False, nextitem=None)

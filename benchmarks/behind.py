@@ -28,6 +28,7 @@ WHAT_THEY_DO: dict[tuple[str, str], str] = {
     ("opt_einsum", "few rows"): f"{_FEWEST}; its order was found before the call",
     ("fastkron", ""): "one library call a term",
     ("lycoris_lokr", ""): "two library calls a term",
+    ("lycoris_lokr_weight", ""): _ONE_PRODUCT,
     ("linear_operator", ""): "two library calls a term",
 }
 KEEPS_INTERMEDIATE = ("opt_einsum", "tensorly_factorized")
@@ -54,8 +55,13 @@ def behind(shape: str, phase: str, found: Mapping[str, Row]) -> Iterator[Behind]
     rivals = {"dense": 1.0, **{name: row["ratio"] for name, row in found.items() if name != AUTO}}
     for name, theirs in sorted(rivals.items(), key=lambda item: -item[1]):
         if theirs > ours["ratio"]:
-            standing = "clearly" if theirs > (1 + AGREES) * ours["ratio"] else f"within {AGREES:.0%}"
-            yield Behind(shape, phase, name, theirs, ours["ratio"], standing, _differs(name, phase, ours))
+            how = standing(theirs, ours["ratio"])
+            yield Behind(shape, phase, name, theirs, ours["ratio"], how, _differs(name, phase, ours))
+
+
+def standing(theirs: float, ours: float) -> str:
+    """Whether a ratio that is higher than ours would be in another run too."""
+    return "clearly" if theirs > (1 + AGREES) * ours else f"within {AGREES:.0%}"
 
 
 def family(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from math import inf
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.allocator import keep_freed_memory, use_large_pages
 from benchmarks.options import DEADLINES, OPTIONS, SHARES, Options, add_options, read_options
 from benchmarks.record import RECORD, Noted, Record
 from benchmarks.suite import select
-from benchmarks.tables import ours, peers, whole_models
+from benchmarks.tables import compared, ours, peers, whole_models
 from weit.report.html import machine
 
 
@@ -21,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        raise pytest.UsageError("the suites time one case after the other: run them without -n")
     config.addinivalue_line("markers", "duels(kind, contenders, cpu_shapes): one test a shape, phase and contender")
     config.stash[OPTIONS], config.stash[RECORD] = read_options(config), Record()
     config.stash[RECORD].keeps_memory, config.stash[RECORD].large_pages = keep_freed_memory(), use_large_pages()
@@ -49,8 +52,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    order = list(SHARES)  # what decides most comes first
-    items.sort(key=lambda item: order.index(item.path.stem))
+    order = list(SHARES)  # what decides most comes first; tests of another folder, which a call may name too, last
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else len(order))
     config.stash[DEADLINES] = config.stash[OPTIONS].deadlines(item.path.stem for item in items)
 
 
@@ -60,7 +63,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     try:
         result = yield
         if not session.config.option.collectonly:
-            visit_again(session)
+            visit_again(session, session.config.pluginmanager.get_plugin("terminalreporter").write_line)
         return result
     finally:  # what was interrupted before its first round would break the file
         benches[:] = [bench for bench in benches if bench.stats.data or bench.has_error]
@@ -78,7 +81,7 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 @pytest.fixture(autouse=True)
 def _within_time(request: pytest.FixtureRequest, record: Record) -> None:
-    if time.monotonic() > request.config.stash[DEADLINES][request.node.path.stem]:
+    if time.monotonic() > request.config.stash[DEADLINES].get(request.node.path.stem, inf):
         record.skip(_who(request.node), "no time was left")
 
 
@@ -110,7 +113,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = [bench.extra_info for bench in config._benchmarksession.benchmarks if "ratio" in bench.extra_info]
+    rows = compared(bench.extra_info for bench in config._benchmarksession.benchmarks)
     for table in (ours(rows), peers(rows), whole_models(rows)):
         if table.rows:
             terminalreporter.section(table.title)

@@ -22,7 +22,9 @@ from benchmarks.suite import SuiteShape
 Step = Callable[[], object]
 MOST_ROUNDS = 200
 LONG = 0.15  # seconds; longer steps have fewer rounds
-SHORT = 0.02  # seconds; longer steps leave nothing in cache that a call beforehand could bring back
+SHORT = (
+    2e9  # operations of the dense layer; longer steps leave nothing in cache that a call beforehand could bring back
+)
 # What a tenth of a visit's rounds do not exceed, in its fastest visit, is what a layer takes on a CPU: other users of the
 # machine slow rounds down, for seconds or minutes at a time, and none makes one faster. docs/speed.md says more.
 FASTEST = 0.1
@@ -70,34 +72,39 @@ def duel(
     if contender.name == AUTO:
         benchmark.extra_info["plan"] = _plan(given, phase)
     ours, theirs = synchronised(step, options.device), synchronised(dense, options.device)
-    benchmark.extra_info.update(interleave(benchmark, ours, theirs, options, record))
+    warm = suite.dense_flops(phase) < SHORT
+    benchmark.extra_info.update(interleave(benchmark, ours, theirs, options, record, warm=warm))
 
 
 def interleave(
-    benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: Options, record: Record
+    benchmark: BenchmarkFixture, ours: Step, theirs: Step, options: Options, record: Record, *, warm: bool = False
 ) -> dict[str, Any]:
     """Time ``ours`` with pytest-benchmark and ``theirs`` before each of its rounds.
 
-    Both must have been called before: first calls pay for what later ones keep.
+    Both must have been called before: first calls pay for what later ones keep. ``warm``: each is called right before it is
+    timed, too, which brings its operands back into cache; all visits of a figure, and all contenders of a shape, do alike.
 
     Returns:
         ``of_visits`` of this visit and all before, each by what the fastest tenth of its rounds take on a CPU, by medians on
-        a GPU, where clocks rise and fall; beside them medians and interquartile ranges of all rounds.
+        a GPU, where clocks rise and fall; beside them medians and interquartile ranges of all rounds. Nothing where
+        pytest-benchmark was told not to measure.
     """
+    if benchmark.disabled:  # by --benchmark-disable
+        ours()
+        return {}
     visits = record.visits.setdefault(benchmark.fullname, [])
     theirs_seconds: list[float] = []
     tried = () if visits else (_seconds(theirs), _seconds(ours))
     once = sum(tried or map(min, zip(*visits[0], strict=True)))
-    short = once < SHORT
 
     def a_round_of_theirs() -> None:
-        if short:
-            theirs()  # brings its operands back into cache
+        if warm:
+            theirs()
         theirs_seconds.append(_seconds(theirs))
-        if short:
+        if warm:
             ours()
 
-    rounds = min(MOST_ROUNDS, max(1 + (once <= LONG), int(options.seconds / once / (2 if short else 1))))
+    rounds = min(MOST_ROUNDS, max(1 + (once <= LONG), int(options.seconds / once / (2 if warm else 1))))
     benchmark.pedantic(ours, setup=a_round_of_theirs, rounds=rounds)
     ours_seconds = benchmark.stats.stats.data
     visits.append([*zip(theirs_seconds, ours_seconds, strict=True)])

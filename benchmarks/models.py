@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 import weit
 from benchmarks.contenders.base import importable
+from benchmarks.operands import WrongResult
 from weit.models import create_model
 
+MOST_ERROR = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.1}  # of many layers
 BANK = {"templates": 8}  # of shapes that kronify chooses from the layers' sizes
 
 
@@ -41,6 +44,20 @@ def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def check(model: nn.Module, images: Tensor) -> None:
+    """Compare the answers of a model on a bank with those of the same model, made dense; raises ``WrongResult``.
+
+    In evaluation, where batch norms leave their statistics as they are.
+    """
+    dense = weit.materialize(copy.deepcopy(model)).eval()
+    with torch.no_grad():
+        expected, got = dense(images).double(), model.eval()(images).double()
+    model.train()
+    error = float((got - expected).norm() / expected.norm())
+    if not error <= MOST_ERROR[images.dtype]:
+        raise WrongResult(f"relative error {error:.1e} in a model's answers")
 
 
 def numbers(model: nn.Module) -> int:

@@ -59,7 +59,7 @@ class Options:
     def deadlines(self, suites: Iterable[str]) -> dict[str, float]:
         """When each of the suites that are run stops beginning new cases; what one leaves, the next ones have, what all
         leave is for later visits."""
-        run, ends, share = set(suites), dict[str, float](), 0.0
+        run, ends, share = set(suites) & SHARES.keys(), dict[str, float](), 0.0
         total = sum(SHARES[name] for name in run)
         for name in filter(run.__contains__, SHARES):
             share += SHARES[name]

@@ -30,16 +30,21 @@ def pool(runs: Sequence[Results]) -> Json:
     and all that is no figure is the first run's.
 
     Raises:
-        ValueError: the runs are of different machines or settings, or their files do not say what visits found.
+        ValueError: the runs are of different machines, settings or commits, or their files do not say what visits found.
     """
     first = runs[0]
     for run in runs[1:]:
         apart = [name for name in _ALIKE if run.data["weit"][name] != first.data["weit"][name]]
         apart += [
-            name for name in ("processor", "cores", "GPU", "threads", "torch") if _of(run, name) != _of(first, name)
+            name
+            for name in ("processor", "cores", "GPU", "threads", "torch", "weit")
+            if _of(run, name) != _of(first, name)
         ]
+        apart += ["commit"] * (len({about["commit"] for each in (first, run) for about in each.runs}) > 1)
         if apart:
-            raise ValueError(f"runs are pooled of one machine and setting, but they differ in {', '.join(apart)}")
+            raise ValueError(
+                f"runs are pooled of one machine, setting and commit, but they differ in {', '.join(apart)}"
+            )
     found: dict[str, list[Json]] = {}
     for run in runs:
         for bench in run.data["benchmarks"]:

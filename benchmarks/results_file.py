@@ -37,9 +37,9 @@ class Results:
         return cls(path.stem, data)
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The figures of every benchmark that has a ratio to the dense layer."""
-        return [bench["extra_info"] for bench in self.data["benchmarks"] if "ratio" in bench["extra_info"]]
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The figures of every benchmark that has a ratio to the dense layer and is not that layer itself."""
+        return tables.compared(bench["extra_info"] for bench in self.data["benchmarks"])
 
     @property
     def machine(self) -> dict[str, str]:

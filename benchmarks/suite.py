@@ -29,16 +29,20 @@ class SuiteShape:
         """``forward``, and ``train`` for shapes that are trained."""
         return ("forward", "train") if self.kind == "train" else ("forward",)
 
+    def dense_flops(self, phase: str) -> int:
+        """Operations of the dense layer; in training of all three products."""
+        s = self.shape
+        return 2 * self.rows * s.out_features * s.in_features * s.taps * (3 if phase == "train" else 1)
+
     def limit(self, phase: str) -> float:
         """Dense operations over the fewest that any path needs: the speed-up if operations alone counted.
 
         Recomputing an intermediate in the backward pass, which saves its memory, is counted as the work it is.
         """
         s = self.shape
-        dense = 2 * self.rows * s.out_features * s.in_features * s.taps * (3 if phase == "train" else 1)
         phases = ("forward", "backward") if phase == "train" else ("forward",)
         least = min(sum(path.cost(s, self.rows, p, 4, "cpu").flops for p in phases) for path in PATHS.values())
-        return dense / least
+        return self.dense_flops(phase) / least
 
 
 def load(kind: str, cpu: bool) -> list[SuiteShape]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.behind import AGREES, behind
+from benchmarks.behind import AGREES, behind, standing
 
 Row = Mapping[str, Any]
 AUTO, MATERIALISED, COMPILED = "auto", "materialised", "materialised_compiled"
@@ -35,6 +35,11 @@ class Table:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def compared(rows: Iterable[Row]) -> list[Row]:
+    """Those with a ratio to the dense layer; without the dense layer's own, which is there for pytest-benchmark's tables."""
+    return [row for row in rows if "ratio" in row and row.get("contender") != "dense"]
 
 
 Cases = dict[tuple[str, str], dict[str, Row]]
@@ -115,10 +120,16 @@ def not_ahead(rows: Sequence[Row]) -> Table:
         for suites in (("linear", "conv2d"), ("peers",))
         for (shape, phase), found in cases(rows, suites).items()
         for case in behind(shape, phase, found)
+    ] + [
+        [_timed(row), "train", "dense", f"{row.get('rows', '')}", "1.00", ratio(row), f"{1 / row['ratio']:.2f}",
+         standing(1.0, row["ratio"]), f"limit {row['limit']:.2f}" if "limit" in row else "a whole model"]
+        for row in rows
+        if row.get("suite") in ("models", "growth") and row["ratio"] < 1
     ]  # fmt: skip
     return Table(
         "Where this package is not ahead",
-        "Everything that was faster than `auto` in the same run, with both ratios to the dense layer; the dense layer "
+        "Everything that was faster than `auto` in the same run, single layers first, then layers of the growth curves and "
+        "whole models, which stand beside the dense ones alone; with both ratios to the dense layer; the dense layer "
         f"itself has ratio 1. Ratios that are no more than {AGREES:.0%} apart may come the other way round in another run"
         + (
             ", and `auto` has more visits: with few the dense layer, which feels others most, looks slower."
@@ -172,10 +183,14 @@ def growth(rows: Sequence[Row]) -> Table:
 
 
 def _time(row: Row, whose: str = "") -> str:
-    """In ms: of the fastest rounds and, in brackets, the median; or the median and its spread."""
-    seconds = row[f"{whose}seconds"]
-    beside = f"({1e3 * row[f'{whose}median']:.3f})" if "fastest" in row else f"± {1e3 * row[f'{whose}iqr']:.3f}"
-    return f"{1e3 * seconds:.3f} {beside}"
+    """In ms: of the fastest rounds and, in brackets, the median and its spread; or these alone."""
+    seconds, spread = f"{1e3 * row[f'{whose}seconds']:.3f}", f"± {1e3 * row[f'{whose}iqr']:.3f}"
+    return f"{seconds} ({1e3 * row[f'{whose}median']:.3f} {spread})" if "fastest" in row else f"{seconds} {spread}"
+
+
+def _timed(row: Row) -> str:
+    """What a row of the whole models or of the growth curves is of."""
+    return f"{row['what']}, {row['axis']} {row['value']}" if row["suite"] == "growth" else row["shape"]
 
 
 def by_fastest(rows: Sequence[Row]) -> bool:
@@ -188,11 +203,10 @@ def _times(rows: Sequence[Row]) -> str:
     if by_fastest(rows):
         return (
             "Times are what the fastest tenth of the interleaved rounds of a visit take (of ten or fewer, the fastest), in "
-            "its fastest visit, and, in brackets, the medians of all, in ms: other users of the machine slow rounds down "
-            "and make none faster."
+            "its fastest visit, and, in brackets, the medians of all ± the interquartile range, in ms: other users of the "
+            "machine slow rounds down and make none faster."
         )
-    quiet = " (of those in quiet moments, where there were enough)" * any("counted" in row for row in rows)
-    return f"Times are medians of interleaved rounds{quiet} ± the interquartile range, in ms."
+    return "Times are medians of interleaved rounds ± the interquartile range, in ms."
 
 
 def _by(rows: Sequence[Row]) -> str:

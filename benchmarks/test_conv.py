@@ -3,14 +3,14 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.contenders import OURS, Contender
+from benchmarks.contenders import DENSE, OURS, Contender
 from benchmarks.duel import duel
 from benchmarks.options import Options
 from benchmarks.record import Record
 from benchmarks.suite import SuiteShape
 
 
-@pytest.mark.duels("conv2d", OURS, ())
+@pytest.mark.duels("conv2d", (DENSE, *OURS), ())
 def test_conv(
     benchmark: BenchmarkFixture, suite: SuiteShape, phase: str, contender: Contender, options: Options, record: Record
 ) -> None:

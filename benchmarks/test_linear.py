@@ -3,14 +3,14 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.contenders import OURS, Contender
+from benchmarks.contenders import DENSE, OURS, Contender
 from benchmarks.duel import duel
 from benchmarks.options import Options
 from benchmarks.record import Record
 from benchmarks.suite import SuiteShape
 
 
-@pytest.mark.duels("linear", OURS, ())
+@pytest.mark.duels("linear", (DENSE, *OURS), ())
 def test_linear(
     benchmark: BenchmarkFixture, suite: SuiteShape, phase: str, contender: Contender, options: Options, record: Record
 ) -> None:

@@ -30,6 +30,8 @@ def test_models(
     batch = 1 if options.quick else cpu_batch if options.cpu else gpu_batch
     images = torch.randn(batch, 3, 224, 224, device=options.device, dtype=options.dtype)
     dense, kron = (models.build(name, bank, options.device, options.dtype) for bank in (None, models.BANK))
+    if benchmark.fullname not in record.visits:
+        models.check(kron, images)
     steps = [synchronised(models.training_step(model, images), options.device) for model in (kron, dense)]
     benchmark.group = f"models: {title}"
     for step in steps:

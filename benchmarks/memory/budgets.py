@@ -13,10 +13,11 @@ from weit_kernels.paths.blocks import GPU_BLOCK_BYTES
 
 BUDGETS_GB = (8, 16, 24, 80)  # 10⁹ bytes, as cards are sold
 MOST = 4096
-FULL_RANK = 256  # templates of 256 x 256 span every 4096 x 4096 weight: more say nothing new
 # A decoder in the sizes of a model of 7 · 10⁹ weights, on one sequence of 512 tokens.
 DECODER = Sizes(32, 4096, 11008, 32, 1, 512, gated=True, bias=False, dtype=torch.bfloat16)
 BANK = Kron(8, 256, 256)
+SMALL = Kron(8, 64, 64)  # of which 4096, in layers of 4096 x 4096, make any weight: more say nothing new
+FULL_RANK = 4096
 WIDTH_STEP = 256
 
 
@@ -41,7 +42,7 @@ def rows() -> list[dict[str, Any]]:
 
         def fits(sizes: Sizes, kron: Kron | None, budget: int = budget) -> bool:
             # These are budgets of GPUs: the operator's workspace is their bound, whatever is planned for this machine.
-            peak = stack_memory(sizes, kron, work=0 if kron is None else GPU_BLOCK_BYTES).peak
+            peak = stack_memory(sizes, kron, "cuda", work=0 if kron is None else GPU_BLOCK_BYTES).peak
             return peak is not None and peak <= budget * 10**9
 
         def depth(kron: Kron | None, fits: Callable[..., bool] = fits) -> int:
@@ -57,7 +58,7 @@ def rows() -> list[dict[str, Any]]:
                 "depth_kron": depth(BANK),
                 "width_dense": width(None),
                 "width_kron": width(BANK),
-                "templates": largest(lambda N, fits=fits: fits(DECODER, replace(BANK, N=N)), FULL_RANK),
+                "templates": largest(lambda N, fits=fits: fits(DECODER, replace(SMALL, N=N)), FULL_RANK),
             }
         )
     return found

@@ -40,13 +40,15 @@ class Memory:
 Loss = Callable[[], Tensor]
 
 
-def measure(module: nn.Module, loss: Loss) -> Memory:
+def measure(module: nn.Module, loss: Loss, foreach: bool | None = None) -> Memory:
     """Run AdamW steps of ``loss``, a function that calls ``module`` and returns a scalar, and count.
+
+    ``foreach``: as ``torch.optim.AdamW`` takes it; by default all parameters at a time on a GPU, one by one on a CPU.
 
     The step that is measured runs in a fresh thread, since the CPU workspace of the operator is kept by thread: so
     it counts.
     """
-    optimizer = torch.optim.AdamW(module.parameters())
+    optimizer = torch.optim.AdamW(module.parameters(), foreach=foreach)
 
     def step() -> None:
         loss().backward()

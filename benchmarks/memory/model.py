@@ -6,14 +6,14 @@ With AdamW, ``i`` bytes a number, ``rows = batch · tokens``, width ``d``, hidde
     gradients   G = P
     optimiser   O = 2 P
     saved       A = depth · rows · (i · (8 d + 2 h) + 16 + 4 heads),  gated: 4 h in place of 2 h
-    peak        P + O + max(A + in flight, G + 2 · the largest parameter)
+    peak        P + O + max(A + in flight, G + AdamW's)
 
 Saved for each token and block: input and output of both norms (4 d) with mean and deviation (two float32 each), queries,
 keys, values and the attention's result (4 d) with a float32 a head, input and output of the GELU (2 h); with a gate, the
 gate before and after its SiLU, the other half and their product (4 h). Kron layers save what dense layers save, their
 input. In flight at the start of the backward pass are gradients of ``2 d + h`` numbers a token (gated: ``2 d + 2 h``),
-those of the last layer's parameters, and the operator's workspace. The last term of the peak is AdamW's, which
-holds two temporaries of the parameter that it is at.
+those of the last layer's parameters, and the operator's workspace. AdamW holds two temporaries of the parameter that it
+is at; on a GPU, where torch updates all parameters at a time (``foreach``), one of every parameter.
 """
 
 from __future__ import annotations
@@ -93,12 +93,17 @@ def layer_memory(
     i, (out, inn) = dtype.itemsize, layer
     numbers = sum(factors(layer, kron)) + out
     parameters = i * numbers
-    largest = i * max(*factors(layer, kron), out)
+    update = _update(i * numbers, i * max(*factors(layer, kron), out), device)
     saved = i * rows * inn
     work = workspace(layer, kron, rows, dtype, device)
     in_flight = i * rows * (inn + out) + parameters + work
-    peak = 3 * parameters + max(in_flight, i * rows * inn + parameters + work + 2 * largest)
+    peak = 3 * parameters + max(in_flight, i * rows * inn + parameters + work + update)
     return Memory(parameters, parameters, 2 * parameters, saved, peak)
+
+
+def _update(parameters: int, largest: int, device: str) -> int:
+    """Bytes that AdamW takes beside its state, on a CPU parameter by parameter."""
+    return 2 * largest if device == "cpu" else parameters
 
 
 def stack_memory(sizes: Sizes, kron: Kron | None, device: str = "cpu", work: int | None = None) -> Memory:
@@ -115,6 +120,6 @@ def stack_memory(sizes: Sizes, kron: Kron | None, device: str = "cpu", work: int
     in_flight = i * s.rows * (2 * s.width + (2 if s.gated else 1) * s.hidden) + i * sum(pieces[last])
     if work is None:
         work = max(workspace(layer, kron, s.rows, s.dtype, device) for layer in s.layers.values())
-    largest = i * max(max(piece) for piece in pieces.values())
-    peak = 3 * parameters + max(saved + in_flight, parameters + 2 * largest) + work
+    update = _update(parameters, i * max(max(piece) for piece in pieces.values()), device)
+    peak = 3 * parameters + max(saved + in_flight, parameters + update) + work
     return Memory(parameters, parameters, 2 * parameters, saved, peak)

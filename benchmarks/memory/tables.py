@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.memory.budgets import BANK, DECODER, FULL_RANK
+from benchmarks.memory.budgets import BANK, DECODER, FULL_RANK, SMALL
 from benchmarks.tables import Table
 from weit_kernels.paths.blocks import GPU_BLOCK_BYTES
 
@@ -23,8 +23,7 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
         "Memory of training",
         "MiB found, and in brackets MiB that the model in `benchmarks/memory/model.py` predicts. Gradients equal parameters "
         "by definition, and AdamW's state is of all parameters; `saved` is what the forward pass keeps for the backward "
-        "pass; `peak` is the most in a step, without its input. Buffers of the compiled CPU kernels are outside torch's "
-        "allocator and not in the figures.",
+        "pass; `peak` is the most in a step, without its input.",
         ("what", "weights", "dtype", "how", *_PARTS),
         lines,
         words=4,
@@ -39,8 +38,8 @@ def budgets(rows: Sequence[Mapping[str, Any]]) -> Table:
         f"By the same model, computed and not measured: a decoder of width {DECODER.width}, hidden size {DECODER.hidden} "
         f"and depth {DECODER.depth} on one sequence of {DECODER.tokens} tokens, all numbers in 16 bits, where one size "
         f"grows. On a bank: N = {BANK.N} templates of {BANK.p} x {BANK.q} a role. The operator's "
-        f"workspace is taken at its bound on a GPU, {GPU_BLOCK_BYTES >> 20} MiB. The last column is the largest N, up to "
-        f"the full rank of {FULL_RANK}.",
+        f"workspace is taken at its bound on a GPU, {GPU_BLOCK_BYTES >> 20} MiB. The last column is the largest N of "
+        f"templates of {SMALL.p} x {SMALL.q} a role, of which {FULL_RANK} make any weight of that width.",
         ("memory", "depth, dense", "depth, bank", "width, dense", "width, bank", "N"),
         lines,
         words=1,

@@ -31,6 +31,7 @@ class Session:
         self.config = SimpleNamespace(stash=self.stash, _benchmarksession=SimpleNamespace(benchmarks=self.benches))
         self.testsfailed, self.order, self.now, self.fails, self.number = 0, [], options.began, fails, count()
         self.by_visit: dict[str, list[dict[str, float]]] = {}
+        self.said: list[str] = []
         self.interrupted = -1  # the visit of that number is, by Ctrl-C
         patch.setattr(again, "runtestprotocol", self.run)
         patch.setattr(again, "time", SimpleNamespace(monotonic=lambda: self.now))
@@ -52,7 +53,7 @@ class Session:
         return [SimpleNamespace(failed=number in self.fails)]
 
     def visited(self) -> list[str]:
-        again.visit_again(self)
+        again.visit_again(self, self.said.append)
         return self.order
 
     def found(self) -> dict[str, tuple[str, float]]:
@@ -62,6 +63,7 @@ class Session:
 def test_all_are_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(monkeypatch, Options(minutes=5), bench("a"), bench("b", error=1e-6))
     assert session.visited() == ["a", "b", "a", "b", "a"]
+    assert session.said[0] == "2 figures, 2 not settled, 240 s left"  # after the first of them
     assert session.found() == {"a": ("4", 6.0), "b": ("3", 5.0)}
     assert session.benches[1].extra_info["error"] == 1e-6  # of the first visit, which alone checks
 
@@ -105,6 +107,7 @@ def test_without_minutes_they_take_as_long_as_the_first_visits(monkeypatch: pyte
 def test_what_has_no_ratio_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(monkeypatch, Options(minutes=2), bench("a"))
     session.benches.insert(0, SimpleNamespace(fullname="memory", stats="", extra_info={}))
+    session.benches.append(bench("dense", contender="dense"))
     assert session.visited() == ["a", "a"]
 
 
@@ -137,7 +140,7 @@ def test_an_interrupted_visit_leaves_what_earlier_ones_found(monkeypatch: pytest
 @pytest.mark.parametrize("collects", [False, True])
 def test_the_session_visits_again(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     visited = []
-    monkeypatch.setattr(conftest, "visit_again", visited.append)
+    monkeypatch.setattr(conftest, "visit_again", lambda session, say: visited.append(session))
     session = _session(collects)
     loop = conftest.pytest_runtestloop(session)
     next(loop)
@@ -160,6 +163,11 @@ def test_what_was_interrupted_before_its_first_round_is_not_written() -> None:
     assert [(bench.stats.data, bench.has_error) for bench in benches] == found[:2]
 
 
+class _Plugins:
+    def get_plugin(self, name: str) -> Any:
+        return SimpleNamespace(write_line=print)
+
+
 def _session(collects: bool) -> Any:
     option, benches = SimpleNamespace(collectonly=collects), SimpleNamespace(benchmarks=[])
-    return SimpleNamespace(config=SimpleNamespace(option=option, _benchmarksession=benches))
+    return SimpleNamespace(config=SimpleNamespace(option=option, _benchmarksession=benches, pluginmanager=_Plugins()))

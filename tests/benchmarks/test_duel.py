@@ -11,11 +11,13 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
+from benchmarks import conftest, models
 from benchmarks.conftest import pytest_runtest_makereport
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.weit import Kron
 from benchmarks.duel import duel, fastest, interleave
-from benchmarks.options import Options, read_options
+from benchmarks.operands import WrongResult
+from benchmarks.options import DEADLINES, OPTIONS, Options, read_options
 from benchmarks.record import RECORD, Noted, Record
 from benchmarks.suite import SuiteShape
 from weit_kernels.shapes import KronShape
@@ -35,7 +37,7 @@ def stub(seconds: float = 1e-3) -> Any:
         stats.stats.data = [seconds] * rounds
 
     stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
-    bench = SimpleNamespace(pedantic=pedantic, extra_info={}, stats=stats, group=None, fullname="tiny")
+    bench = SimpleNamespace(pedantic=pedantic, extra_info={}, stats=stats, group=None, fullname="tiny", disabled=False)
     return bench
 
 
@@ -63,6 +65,7 @@ def test_a_right_contender_is_timed_beside_the_dense_layer(phase: str) -> None:
 
 def test_visits_add_rounds_and_the_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = 2e-2
+    monkeypatch.setattr("benchmarks.duel.SHORT", 0.0)
     monkeypatch.setattr("benchmarks.duel._seconds", lambda step: step() or dense)
     record, benches = Record(), [stub(4e-3), stub(2e-3), stub(8e-3)]
     for bench in benches:
@@ -81,6 +84,28 @@ def test_visits_add_rounds_and_the_fastest_counts(monkeypatch: pytest.MonkeyPatc
     assert infos[2]["by_visit"][1] == {"rounds": 10, "dense_seconds": 4e-2, "seconds": 2e-3}
     assert benches[2].stats.stats.data == [4e-3] * 6 + [2e-3] * 10 + [8e-3] * 10
     assert "visits" not in record.rows()
+
+
+def test_who_was_told_not_to_measure_checks_all_the_same() -> None:
+    bench, record = stub(), Record()
+    bench.disabled = True
+    duel(bench, "linear", SUITE, "forward", AUTO, Options(quick=True), record)
+    assert bench.extra_info["error"] < 1e-5
+    assert "ratio" not in bench.extra_info
+    assert not record.failed
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_whether_operands_are_brought_into_cache_is_the_shapes_alone(
+    warm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("benchmarks.duel.SHORT", SUITE.dense_flops("forward") + warm)
+    monkeypatch.setattr("benchmarks.duel._seconds", lambda step: calls.append("timed") or 1.0)
+    monkeypatch.setattr("benchmarks.duel._dense", lambda given, phase: lambda: calls.append("theirs") or {})
+    monkeypatch.setattr("benchmarks.duel._dense_error", lambda given, phase: 0.0)
+    duel(stub(1.0), "linear", SUITE, "forward", AUTO, Options(), Record())
+    assert calls == ["timed", "timed", *["theirs"] * warm, "timed"]  # a call of each tells how long they take
 
 
 def test_on_a_gpu_medians_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +137,7 @@ def test_what_first_calls_take_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> 
     def make(given: Any, phase: str) -> Any:
         return lambda: calls.append("theirs") or {"output": torch.zeros(5, 12)}
 
+    monkeypatch.setattr("benchmarks.duel.SHORT", 0.0)
     monkeypatch.setattr("benchmarks.duel._seconds", lambda step: calls.append("timed") or step() or 1.0)
     monkeypatch.setattr("benchmarks.duel._dense", make)
     monkeypatch.setattr("benchmarks.duel._dense_error", lambda given, phase: make(given, phase)() and 0.0)
@@ -228,3 +254,21 @@ def test_options_are_read() -> None:
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(pytest.UsageError, match=message):
         read_options(given(**wrong))
+
+
+def test_a_model_that_answers_otherwise_than_its_dense_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "width": 16, "depth": 1, "head_dim": 8}
+    model, images = models.build("vit", models.BANK, "cpu", torch.float32, **sizes), torch.randn(2, 1, 8, 8)
+    models.check(model, images)
+    assert model.training
+    monkeypatch.setattr("weit.materialize", lambda model: models.build("vit", None, "cpu", torch.float32, **sizes))
+    with pytest.raises(WrongResult):
+        models.check(model, images)
+
+
+def test_tests_of_other_folders_may_run_beside_the_suites() -> None:
+    items = [SimpleNamespace(path=Path(f"test_{name}.py")) for name in ("other", "growth", "linear")]
+    config = SimpleNamespace(stash={OPTIONS: Options()})
+    conftest.pytest_collection_modifyitems(config, items)
+    assert [item.path.stem for item in items] == ["test_linear", "test_growth", "test_other"]
+    assert set(config.stash[DEADLINES]) == {"test_linear", "test_growth"}

@@ -45,6 +45,16 @@ def test_a_stack(kron: Kron | None, gated: bool) -> None:
     compare(measure(stack, lambda: stack(x).sum()), stack_memory(sizes, kron))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_optimizer_that_takes_all_parameters_at_a_time_as_on_a_gpu(dtype: torch.dtype) -> None:
+    sizes = Sizes(4, 256, 704, 4, 1, 33, gated=True, bias=False, dtype=dtype)
+    stack = stacks.build(sizes, None)
+    x = torch.randn(sizes.batch, sizes.tokens, sizes.width, dtype=dtype)
+    found = measure(stack, lambda: stack(x).sum(), foreach=True)
+    assert found.peak > 1.1 * stack_memory(sizes, None).peak
+    compare(found, stack_memory(sizes, None, "cuda"))
+
+
 @pytest.mark.parametrize("kron", KRONS, ids=IDS)
 def test_counting_needs_no_memory_and_agrees(kron: Kron | None) -> None:
     sizes = Sizes(2, 128, 344, 4, 2, 17, gated=True, bias=False)

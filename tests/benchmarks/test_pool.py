@@ -68,17 +68,19 @@ def test_what_one_run_had_no_time_for_was_run_by_another() -> None:
     assert len(pool.pool([first, third])["weit"]["failed"]) == 1
 
 
-@pytest.mark.parametrize("what", ["device", "threads", "processor"])
+@pytest.mark.parametrize("what", ["device", "threads", "processor", "commit"])
 def test_runs_of_different_machines_are_not_pooled(what: str) -> None:
     data = made_up()
     if what == "device":
         data["weit"]["device"] = "cuda"
     elif what == "threads":
         data["machine_info"]["threads"] = 16
+    elif what == "commit":
+        data["commit_info"]["id"] = "another"
     else:
         data["machine_info"]["weit"]["processor"] = "another"
     visits = {"x": [(1.0, 1.0)]}
-    other = run("b", visits, weit=data["weit"], machine_info=data["machine_info"])
+    other = run("b", visits, weit=data["weit"], machine_info=data["machine_info"], commit_info=data["commit_info"])
     with pytest.raises(ValueError, match=f"they differ in {what}"):
         pool.pool([run("a", visits), other])
 
