@@ -86,7 +86,7 @@ class KronFactors(KeepsShared):
 
     def _to_dense(self, skeleton: Dense) -> Dense:
         """Fill a dense layer without storage from this one; its weight learns if the scalers, which are its own, do."""
-        skeleton.register_parameter("weight", nn.Parameter(self.weight.detach(), self.scalers.requires_grad))
+        skeleton.register_parameter("weight", nn.Parameter(_alone(self.weight.detach()), self.scalers.requires_grad))
         if self.bias is not None:
             skeleton.register_parameter("bias", nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad))
         return skeleton.train(self.training)
@@ -109,6 +109,12 @@ class KronFactors(KeepsShared):
 
     def _factors_repr(self) -> str:
         return f"bias={self.bias is not None}, templates={tuple(self.templates.shape)}, layout={self.layout!r}"
+
+
+def _alone(weight: Tensor) -> Tensor:
+    """``weight`` in the order and in no more memory than a dense layer's: a ragged one is cut out of a larger tensor."""
+    whole = weight.is_contiguous() and weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
+    return weight if whole else weight.clone(memory_format=torch.contiguous_format)
 
 
 def _outside_autocast(device: str) -> Any:
