@@ -60,7 +60,7 @@ def fit_scalers(
     Raises:
         ValueError: no layer of ``model`` has its templates from ``bank``; bad data or settings.
         TypeError: ``bank`` is none; as ``weit.engine.train``.
-        FloatingPointError: the loss became NaN or infinite at each rate.
+        FloatingPointError: the loss or, in the last step, parameters became NaN or infinite at each rate.
         FileExistsError: as ``weit.engine.train``.
 
     With several rates ``model`` is unchanged after an error.

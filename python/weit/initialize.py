@@ -86,5 +86,9 @@ def initialize(
         warnings.warn("bank has no source, so scalers start fresh; see TemplateBank.take_source", stacklevel=2)
     if data is not None and steps:
         fit_scalers(target, own, data, steps, loss=loss, progress=progress, **fit)
-    model.load_state_dict(materialize(target).state_dict())
+    materialize(target)
+    if data is not None and steps and not all(parameter.isfinite().all() for parameter in target.parameters()):
+        # Their factors are finite, or fitting had said so.
+        raise FloatingPointError("weights became NaN or infinite in fitting; a smaller lr may help")
+    model.load_state_dict(target.state_dict())
     return model

@@ -107,7 +107,8 @@ def pretrain(
     Raises:
         TypeError, ValueError: bad data, rules or sizes; see also ``weit.engine.train``. After an error before the first
             loss ``model`` is as it was.
-        FloatingPointError: the loss became NaN or infinite. OSError: ``run_dir`` cannot be written.
+        FloatingPointError: the loss or, in the last step, parameters became NaN or infinite.
+        OSError: ``run_dir`` cannot be written.
 
     Source: WeiT (arXiv 2604.14769), constraint-based pre-training with structured masks; distillation as Hinton et al.
     2015, "Distilling the knowledge in a neural network".

@@ -1,5 +1,6 @@
 """From a bank to dense models of any size."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,20 @@ def test_initializing_learns_without_gradients_around_it(bank: weit.TemplateBank
     with torch.no_grad():
         again = weit.initialize(vit(16, 2), bank, images(), 2)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("lr", [3e38, 1e20])
+def test_weights_that_overflow_in_the_last_step_are_an_error(lr: float, bank: weit.TemplateBank) -> None:
+    """At 3e38 the factors do; at 1e20 their products, on templates as large."""
+    model = vit()
+    before = copy.deepcopy(model.state_dict())
+    large = weit.TemplateBank({role: bank[role].detach() * (1e19 if lr < 1e38 else 1) for role in bank})
+    with (
+        pytest.warns(UserWarning, match="bank has no source"),
+        pytest.raises(FloatingPointError, match="became NaN or infinite"),
+    ):
+        weit.initialize(model, large, images(), steps=1, batch_size=16, lr=lr, weight_decay=0.0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_spec_is_no_bank() -> None:

@@ -23,6 +23,7 @@ from weit.engine.objective import Loss, Objective, Supervised, WithObjective, ou
 from weit.engine.processes import Processes, own_accelerate
 from weit.engine.run_folder import Record, RunFolder, numbers_of
 from weit.engine.seeds import SCORES, STEP, mix, own_randomness, reseed
+from weit.engine.shards import own_part
 
 if TYPE_CHECKING:
     from weit.engine.sharding import ShardedCopy
@@ -73,7 +74,7 @@ def train(
     Raises:
         TypeError, ValueError: bad data or nothing to train, before the first step; a checkpoint that does not fit; what
             ``evaluate`` gave, after the checkpoint of the step.
-        FloatingPointError: the loss became NaN or infinite.
+        FloatingPointError: the loss became NaN or infinite, or parameters did in the last step.
         OSError: ``run_dir`` cannot be written.
     """
     config = TrainConfig.of(config)
@@ -185,6 +186,8 @@ class _Run:
                 self.step += 1
                 if self._due(self.config.log_every, self.config.evaluate_every, self.config.checkpoint_every):
                     record = self._mean_loss()
+                    if self.step == self.config.steps:
+                        self._check_parameters()
                     # Before the record, for which ``evaluate`` is called: an error in there costs no steps.
                     if self.folder is not None and self._due(self.config.checkpoint_every):
                         self._save(self.folder, record)
@@ -228,12 +231,20 @@ class _Run:
         first = self.step - len(losses)
         for i, value in enumerate(losses):
             if not isfinite(value):
-                if self.sharded is not None:
-                    self.sharded.fill()
-                step = f"step {first + i + 1} of {self.config.steps}"
-                raise FloatingPointError(f"loss became {value} in {step}; a smaller lr may help")
+                raise self._diverged(f"loss became {value}", first + i + 1)
         self.pending.clear()
         return {"step": self.step, "loss": sum(losses) / len(losses), "lr": self.config.lr_at(self.step - 1)}
+
+    def _check_parameters(self) -> None:
+        """After the last update, whose result no loss shows."""
+        finite = torch.stack([own_part(parameter).isfinite().all() for parameter in self.learning])
+        if self.accelerator.reduce((~finite).any().float(), "sum"):
+            raise self._diverged("parameters became NaN or infinite", self.step)
+
+    def _diverged(self, what: str, step: int) -> FloatingPointError:
+        if self.sharded is not None:
+            self.sharded.fill()
+        return FloatingPointError(f"{what} in step {step} of {self.config.steps}; a smaller lr may help")
 
     def _record(self, record: Record, bar: tqdm[Any]) -> None:
         if self.evaluate is not None and self._due(self.config.evaluate_every):

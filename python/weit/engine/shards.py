@@ -16,6 +16,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """``tensor`` without its history; of one in parts, the part that is here."""
+    tensor = tensor.detach()
+    return tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def placed_like(target: Tensor, full: Tensor) -> Tensor:
     """``full`` on the device of ``target``; this process's part of it if that is in parts."""
     full = full.to(target.device)

@@ -198,6 +198,15 @@ def test_a_loss_that_diverges_is_reported_with_its_step() -> None:
         trained(objective=objective)
 
 
+def test_a_last_step_that_diverges_is_reported_and_not_kept(tmp_path: Path) -> None:
+    """No loss comes after it; with 3e38 every parameter overflows."""
+    config = replace(CONFIG, steps=1, lr=3e38)
+    with pytest.raises(FloatingPointError, match="parameters became NaN or infinite in step 1 of 1; a smaller lr"):
+        trained(config, run_dir=tmp_path)
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_frozen_models_and_other_outputs_are_refused() -> None:
     with pytest.raises(ValueError, match="no parameter that requires gradients"):
         train(vit().requires_grad_(False), images(), CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -151,6 +152,21 @@ def test_a_part_that_cannot_be_written_is_an_error_on_every_process(tmp_path: Pa
     assert found[0] == "RuntimeError: 1 of 2 processes failed; theirs is the message that says why"
     assert "step_00000008: No space left on device" in found[1]
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004"]
+
+
+def diverged(out: Path) -> None:
+    """A sharded run whose last step spoils the parameters, each process seeing its own part; each leaves its error."""
+    try:
+        scenarios.dense(dtype=torch.float32, steps=1, lr=3e38, **scenarios.FSDP)
+    except FloatingPointError as error:
+        (out / f"error_{os.environ['RANK']}").write_text(str(error))
+
+
+def test_a_last_step_that_diverges_is_an_error_on_every_process(tmp_path: Path) -> None:
+    for process in forked_pair(diverged, tmp_path):
+        process.join()
+    found = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
+    assert found == ["parameters became NaN or infinite in step 1 of 1; a smaller lr may help"] * 2
 
 
 @pytest.mark.slow
