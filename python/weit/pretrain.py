@@ -183,6 +183,7 @@ class _AtDrawnSize:
 
     def __init__(self, config: PretrainConfig, objective: Supervised | SoftTargets) -> None:
         self.config, self.objective, self.begun = config, objective, False
+        self.loss = objective.loss  # what ``train`` checks the data against
 
     def __call__(self, elastic: nn.Module, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         size = draw_size(self.config.seed, step, elastic.sizes, self.config.full_share)  # type: ignore[arg-type]

@@ -154,10 +154,10 @@ X, Y = images()
     [
         ((X / 0, Y), ValueError, "inputs must be finite"),
         ((X, Y + 1), ValueError, "targets must be below the 4 outputs"),
-        ((X.double(), Y), RuntimeError, "type"),
-        ((X.expand(-1, 3, -1, -1), Y), RuntimeError, "channels"),
-        ((X, Y.int()), RuntimeError, "Long"),
-        ([(X[:8], Y[:8])] * 2, RuntimeError, "batched"),
+        ((X.double(), Y), ValueError, r"data must suit model, which is of float32, .* \(1, 1, 4, 4\) of float64"),
+        ((X.expand(-1, 3, -1, -1), Y), ValueError, r"data must suit model, .* \(1, 3, 4, 4\) of float32: .*channels"),
+        ((X, Y.int()), TypeError, "targets must be labels"),
+        ([(X[:8], Y[:8])] * 2, ValueError, "data must suit model, .*batched"),
         ({"x": X, "y": Y}, TypeError, "data must be a data set"),
     ],
 )

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from weit.engine.data import Batches, Data, item_count, split, tensors_of
-from weit.engine.loop import limit_labels
 from weit.engine.objective import Loss, outputs_of, placed
 from weit.engine.seeds import own_randomness
+from weit.engine.suitable import check_suitable
 
 HELD_OUT_LOSS = "held_out_loss"
 _SHARE, _MOST = 10, 16
@@ -21,13 +21,13 @@ class HeldOut:
 
     Args:
         data, loss, batch_size, seed: as for ``weit.engine.train``.
-        model: what labels are checked against, where ``loss`` is cross-entropy.
+        model: what the data are checked against.
 
     Attributes:
         rest: all other items, as ``data`` gives them. Of a single item both parts are made.
 
     Raises:
-        TypeError, ValueError: as ``weit.engine.data.Batches``.
+        TypeError, ValueError: as ``weit.engine.data.Batches`` and ``weit.engine.suitable.check_suitable``.
     """
 
     def __init__(self, data: Data, model: nn.Module, loss: Loss, batch_size: int, seed: int) -> None:
@@ -38,7 +38,7 @@ class HeldOut:
         self._loss, self._seed = loss, seed
         with own_randomness(seed):
             self._batches = Batches(held, size, seed=seed)
-            limit_labels(model, self._batches, loss)
+            check_suitable(model, self._batches, loss)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """``{"held_out_loss": …}`` of a model in evaluation mode, on its device."""

@@ -19,11 +19,12 @@ from weit.engine.blocks import blocks_of, recomputed
 from weit.engine.config import HOW, HOW_WITH_BATCH_NORM, TrainConfig
 from weit.engine.data import Batches, Data, Inputs, tensors_of
 from weit.engine.modes import has_batch_norm, kept_modes
-from weit.engine.objective import Loss, Objective, Supervised, WithObjective, outputs_of
+from weit.engine.objective import Loss, Objective, Supervised, WithObjective
 from weit.engine.processes import Processes, own_accelerate
 from weit.engine.run_folder import Record, RunFolder, numbers_of
 from weit.engine.seeds import SCORES, STEP, mix, own_randomness, reseed
 from weit.engine.shards import own_part
+from weit.engine.suitable import check_suitable
 
 if TYPE_CHECKING:
     from weit.engine.sharding import ShardedCopy
@@ -59,7 +60,8 @@ def train(
         data: a data set of pairs, a data loader over one, or a pair of tensors; see ``weit.engine.data.Batches``.
         config: a ``TrainConfig``, or a mapping with its fields.
         loss: (outputs, targets) → scalar, a mean over the items.
-        objective: in place of ``loss(model(inputs), targets)``; gets the step too.
+        objective: in place of ``loss(model(inputs), targets)``; gets the step too. Model and targets are checked beforehand
+            against its attribute ``loss``, if it has one.
         evaluate: model → numbers to add to the record; called in evaluation mode, without gradients.
         run_dir: folder for ``config.yaml``, ``metrics.jsonl``, TensorBoard events and checkpoints.
         resume: continue from the last checkpoint in ``run_dir``.
@@ -93,12 +95,15 @@ def train(
     if config.activation_checkpointing and not blocks_of(model):
         raise ValueError("activation_checkpointing needs a model with blocks in a ModuleList or Sequential, found none")
     device = next(model.parameters()).device
+    objective = objective or Supervised(loss)
+    compared = getattr(objective, "loss", None)
 
     def prepare() -> tuple[Batches, RunFolder | None]:
         here = {"rank": processes.rank, "world": processes.count}
         batches = Batches(data, config.batch_size, seed=config.seed, workers=config.workers, **here)
         model.to(processes.accelerator.device)
-        limit_labels(model, batches, loss)
+        if compared is not None:
+            check_suitable(model, batches, compared, processes.accelerator.autocast())
         if run_dir is None:
             return batches, None
         known = {**(settings or {}), **asdict(config), "items": batches.count}
@@ -109,7 +114,7 @@ def train(
         with kept_modes(model), own_randomness(config.seed), torch.enable_grad():
             # Together, before one of them writes what others may still be looking at.
             batches, folder = processes.together(prepare)
-            run = _Run(model, batches, config, objective or Supervised(loss), evaluate, folder, processes)
+            run = _Run(model, batches, config, objective, evaluate, folder, processes)
             return run.finish(progress and processes.is_main)
     finally:
         model.to(device)
@@ -281,22 +286,3 @@ def _adamw(learning: list[nn.Parameter], config: TrainConfig) -> torch.optim.Ada
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in learning)  # on a CPU a third of the time of the plain loop
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
-
-
-def limit_labels(model: nn.Module, batches: Batches, loss: Loss) -> None:
-    """Let integer targets of ``batches`` be labels below the number of outputs of ``model``, if ``loss`` is cross-entropy.
-
-    Raises:
-        ValueError: as ``Batches.limit_labels``.
-    """
-    if not (loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)):
-        return
-    inputs, targets = batches.example
-    if targets.is_floating_point():
-        return
-    device = next(model.parameters()).device
-    with kept_modes(model), torch.no_grad():
-        model.eval()
-        logits = outputs_of(model, tuple(tensor.to(device) for tensor in tensors_of(inputs)))
-    if logits.dim() == 2:
-        batches.limit_labels(logits.shape[1], getattr(loss, "ignore_index", -100))  # torch's default
