@@ -190,16 +190,16 @@ class KronConv1d(_KronConv):
         TypeError, ValueError: an argument of the wrong type, size, dtype or device.
     """
 
-    _dense, _dims, _conv = nn.Conv1d, 1, kron_conv1d
+    _dense, _dims, _conv, _from_dense = nn.Conv1d, 1, kron_conv1d, "KronConv1d.from_conv"
 
 
 class KronConv2d(_KronConv):
     """``nn.Conv2d`` likewise: ``templates (N, p, q, kh, kw)``; else as ``KronConv1d``."""
 
-    _dense, _dims, _conv = nn.Conv2d, 2, kron_conv2d
+    _dense, _dims, _conv, _from_dense = nn.Conv2d, 2, kron_conv2d, "KronConv2d.from_conv"
 
 
 class KronConv3d(_KronConv):
     """``nn.Conv3d`` likewise: ``templates (N, p, q, kd, kh, kw)``; else as ``KronConv1d``."""
 
-    _dense, _dims, _conv = nn.Conv3d, 3, kron_conv3d
+    _dense, _dims, _conv, _from_dense = nn.Conv3d, 3, kron_conv3d, "KronConv3d.from_conv"

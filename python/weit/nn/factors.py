@@ -19,7 +19,21 @@ Dense = TypeVar("Dense", bound=nn.Module)
 Layer = TypeVar("Layer", bound="KronFactors")
 
 
-class KronFactors(KeepsShared):
+class ComputesWeight(nn.Module):
+    """Base of layers whose dense weight is computed from what they hold, and so can be read but not assigned."""
+
+    _from_dense = "KronLinear.from_linear"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} is computed each time it is read, so it cannot be assigned; "
+                f"{self._from_dense} takes a dense layer's numbers, and reset_parameters draws new ones"
+            )
+        super().__setattr__(name, value)
+
+
+class KronFactors(KeepsShared, ComputesWeight):
     """Base of Kron layers: the factors of ``W (out, in, *kernel)``, from and to dense layers."""
 
     templates: nn.Parameter
@@ -73,7 +87,10 @@ class KronFactors(KeepsShared):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight ``(out, in, *kernel)``, differentiable, computed on access."""
+        """The dense weight ``(out, in, *kernel)``, differentiable: made anew each time it is read.
+
+        What is written into it, as ``nn.init`` does, does not reach the layer.
+        """
         out, inn = self._dense_shape
         with _outside_autocast(self.templates.device.type):  # it has the dtype of its parameters, as nn.Linear's
             return kron_weight(self.templates, self.scalers, out_features=out, in_features=inn, layout=self.layout)

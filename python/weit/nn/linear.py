@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from weit.nn.factors import KronFactors, check_size
+from weit.nn.factors import ComputesWeight, KronFactors, check_size
 from weit_kernels import kron_linear
 
 
@@ -31,7 +31,9 @@ class KronLinear(KronFactors):
         templates: parameter ``(N, p, q)``.
         scalers: parameter ``(N, m, n)``, ``m = ceil(out_features / p)``, ``n = ceil(in_features / q)``.
         bias: parameter ``(out_features,)`` or ``None``.
-        weight: the dense weight ``(out_features, in_features)``, differentiable, computed on access.
+        weight: the dense weight ``(out_features, in_features)``, differentiable. It is made anew each time it is read, so
+            that it cannot be assigned, and what is written into it, as ``nn.init`` does, does not reach the layer:
+            ``from_linear`` takes a dense layer's numbers, ``reset_parameters`` draws new ones.
 
     A fresh layer has the distribution of ``nn.Linear``'s weight in mean and variance, and its bias.
 
@@ -116,7 +118,7 @@ class KronLinear(KronFactors):
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._factors_repr()}"
 
 
-class KronFusedLinear(nn.Module):
+class KronFusedLinear(ComputesWeight):
     """Several ``KronLinear`` side by side in place of one ``nn.Linear``, such as query, key and value.
 
     Each part has templates of its own role; their outputs are concatenated.
@@ -150,7 +152,7 @@ class KronFusedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight ``(out_features, in_features)``, differentiable, computed on access."""
+        """The dense weight ``(out_features, in_features)``, differentiable; made anew on access, as ``KronLinear``'s."""
         return torch.cat([part.weight for part in self._layers()])
 
     @property

@@ -43,3 +43,20 @@ def test_a_materialized_model_can_be_written_and_made_one_vector() -> None:
         check_alone(parameter)
     save(dict(model.state_dict()))
     assert nn.utils.parameters_to_vector(model.parameters()).numel() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.Tensor.clone], ids=["parameter", "tensor"])
+def test_assigning_the_weight_says_what_to_do_instead(make, kind) -> None:
+    layer = make()
+    way = "from_conv" if hasattr(layer, "to_conv") else "from_linear"
+    with pytest.raises(
+        AttributeError, match=rf"weight of a {type(layer).__name__} .* cannot be assigned; .*{way} .*reset_"
+    ):
+        layer.weight = kind(layer.weight.detach())
+    if isinstance(layer, KronFusedLinear):
+        with pytest.raises(AttributeError, match="bias of a KronFusedLinear is computed each time it is read"):
+            layer.bias = kind(layer.bias.detach())
+    else:
+        layer.bias = nn.Parameter(torch.zeros_like(layer.bias))
+        assert not materialize(layer).bias.any()
