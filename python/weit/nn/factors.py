@@ -54,6 +54,7 @@ class KronFactors(KeepsShared, ComputesWeight):
     ) -> None:
         check_choice("layout", layout, LAYOUTS)
         check_choice("path", path, PATHS)
+        _check_placement(device, dtype)
         self.layout, self.path = layout, path
         self._dense_shape, self._kernel = shape, kernel
         self._owns_templates = not isinstance(templates, nn.Parameter)
@@ -165,6 +166,19 @@ def check_template_shape(shape: Sequence[int] | None) -> tuple[int, int] | None:
     except (TypeError, ValueError):
         raise ValueError(f"template_shape must be two positive ints (p, q), got {shape!r}") from None
     return p, q
+
+
+def _check_placement(device: Any, dtype: Any) -> None:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
+    if device is None:
+        return
+    try:
+        torch.device(device)
+    except TypeError:
+        raise TypeError(f"device must be a torch.device, its name or its index, got {type(device).__name__}") from None
+    except RuntimeError as error:  # what torch knows, in its words
+        raise ValueError(f"device must be one that torch knows, got {device!r}: {error}") from error
 
 
 def _check_given(

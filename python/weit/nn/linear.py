@@ -22,7 +22,8 @@ class KronLinear(KronFactors):
             the sizes.
         layout: ``"block"``, or ``"interleaved"``: ``W = Σ_t kron(templates[t], scalers[t])``.
         path: how to compute it, see ``weit_kernels.plan``.
-        device, dtype: as in ``nn.Linear``; those of ``templates`` if that is a parameter.
+        device, dtype: as in ``nn.Linear``, also in what torch says of a device that this machine lacks; those of
+            ``templates`` if that is a parameter.
 
     Shape:
         ``(..., in_features)`` → ``(..., out_features)``.

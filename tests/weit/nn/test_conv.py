@@ -111,6 +111,8 @@ def test_a_bank_role_serves_convolutions_of_many_sizes():
         ((8, 8, 3), dict(padding="full"), ValueError, "padding"),
         ((8, 8, 3), dict(padding_mode="mirror"), ValueError, "padding_mode"),
         ((8, 8, 3), dict(stride=2, padding="same"), ValueError, "same"),
+        ((8, 8, 3), dict(device="foo"), ValueError, "device must be one that torch knows, got 'foo'"),
+        ((8, 8, 3), dict(dtype="float32"), TypeError, "dtype must be a torch.dtype, got 'float32'"),
         ((8, 8, 3), dict(templates=nn.Parameter(torch.ones(2, 4, 4))), ValueError, r"\(N, p, q, 3, 3\)"),
         ((8, 8, 3), dict(templates=nn.Parameter(torch.ones(2, 4, 4, 3, 2))), ValueError, r"\(N, p, q, 3, 3\)"),
     ],

@@ -162,6 +162,14 @@ def test_from_linear_projects_onto_given_templates():
             TypeError,
             "templates must be float64, float32, bfloat16 or float16, got torch.int32",
         ),
+        (dict(dtype="float32"), TypeError, "dtype must be a torch.dtype, got 'float32'"),
+        (dict(device="foo"), ValueError, "device must be one that torch knows, got 'foo': Expected one of cpu"),
+        (dict(device=3.5), TypeError, "device must be a torch.device, its name or its index, got float"),
+        (
+            dict(templates=nn.Parameter(torch.ones(2, 4, 4)), device="foo"),
+            ValueError,
+            "device must be one that torch knows",
+        ),
         (
             dict(templates=nn.Parameter(torch.ones(2, 4, 4)), template_shape=(4, 8)),
             ValueError,
