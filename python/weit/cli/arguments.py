@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -62,6 +63,15 @@ def read_fields(parser: Parser, given: jsonargparse.Namespace, config: type[Conf
     try:
         return config(**values, **others)
     except (TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+@contextmanager
+def usage(parser: Parser) -> Iterator[None]:
+    """What the block refuses, given nothing but flags, is an error in usage."""
+    try:
+        yield
+    except ValueError as error:
         parser.error(str(error))
 
 

@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from weit.bank import TemplateBank
 from weit.by_name import OF_DATA, made_for, start_from_bank
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
-from weit.cli.model import DataFlags, SizeFlags, scores
+from weit.cli.model import DataFlags, SizeFlags, model_arguments, scores
 from weit.engine.config import take_whole
 from weit.engine.held_out import HELD_OUT_LOSS
 from weit.engine.run_folder import CHECKPOINTS, CONFIG, METRICS, read_records, write_flags
@@ -75,10 +75,11 @@ def run(parser: Parser, given: Namespace) -> None:
     bank = TemplateBank.from_pretrained(flags.bank)
     if bank.source is None or not {"model", "arguments"} <= bank.source.config.keys():
         raise ValueError(f"bank must come with the model it was pre-trained in, but {flags.bank} names none")
-    task, model = data.or_else(bank.source.config).task(), bank.source.config["model"]
+    task, model = data.or_else(bank.source.config).task(parser), bank.source.config["model"]
     pretrained = bank.source.config["arguments"]
     known = {name: value for name, value in pretrained.items() if name not in OF_DATA}
     size = at_other_size(known, sizes.or_else({}))
+    arguments = model_arguments(parser, task, model, size)
     fit: dict[str, Any] = {"steps": flags.steps, "lr": flags.lr, **flags.how}
     refuse_foreign(flags.out, [*FILES, CONFIG, _FITTING])
     flags.out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def run(parser: Parser, given: Namespace) -> None:
             plot_run(record.parent)
         found = scores(task, network, "validation")
         with atomic_dir(flags.out, known=[_FITTING]) as folder:
-            write_model(network, folder, model, task.arguments(model, size), **made_for(task))
+            write_model(network, folder, model, arguments, **made_for(task))
             write_flags(folder, flags_of(given))
             if flags.steps:
                 fitting.rename(folder / _FITTING)

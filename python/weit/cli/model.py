@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from weit.cli.arguments import Parser, usage
 from weit.engine.processes import training_device
+from weit.models import create_model
 from weit.models.sizes import parse_size
 from weit.tasks import Size, Task, load_task
 from weit.tasks.classification import OWN_IMAGES
@@ -37,9 +41,11 @@ class DataFlags:
     image_size: int | None = None
     augment: str | None = None
 
-    def task(self) -> Task:
-        family = self.family or "classification"
-        return load_task(self.data, self.root, family, image_size=self.image_size, augment=self.augment)
+    def task(self, parser: Parser) -> Task:
+        """The task; unless files that ``root`` names may be at fault, what it refuses is an error in usage."""
+        family, options = self.family or "classification", {"image_size": self.image_size, "augment": self.augment}
+        with usage(parser) if self.root is None else nullcontext():
+            return load_task(self.data, self.root, family, **options)
 
     def or_else(self, made_for: Mapping[str, Any]) -> DataFlags:
         """Where they name no task, that of a bank or a model, which keeps what ``weit.by_name.made_for`` gave."""
@@ -81,6 +87,14 @@ class SizeFlags:
             return {**default, **parse_size(self.size)}
         asked = {"width": self.width, "depth": self.depth}
         return {**default, **{name: value for name, value in asked.items() if value is not None}}
+
+
+def model_arguments(parser: Parser, task: Task, model: str, size: Size) -> dict[str, Any]:
+    """Arguments of ``create_model``; if there is no such model, or none of that size, that is an error in usage."""
+    with usage(parser), torch.device("meta"):
+        arguments = task.arguments(model, size)
+        create_model(model, **arguments)
+    return arguments
 
 
 def scores(task: Task, network: nn.Module, *splits: str) -> str:

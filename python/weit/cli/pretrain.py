@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from weit.bank import FILES, BankSpec
 from weit.by_name import pretrain_bank
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
-from weit.cli.model import SIZE, DataFlags, SizeFlags
+from weit.cli.model import SIZE, DataFlags, SizeFlags, model_arguments
 from weit.engine import is_main_process
 from weit.files import refuse_foreign
 from weit.models.sizes import parse_size, usual_smaller
@@ -84,16 +84,16 @@ def run(parser: Parser, given: Namespace) -> None:
     flags, sizes = read_fields(parser, given, PretrainFlags), read_fields(parser, given, SizeFlags)
     data, shape = read_fields(parser, given, DataFlags), read_fields(parser, given, BankFlags)
     config = read_fields(parser, given, PretrainConfig, spec=shape.spec())
-    task = data.task()
+    task = data.task(parser)
     model = flags.model or task.model
     size = sizes.or_else({} if ":" in model else SIZE)
     smaller = [parse_size(each) for each in (usual_smaller(size) if flags.smaller is None else flags.smaller)]
     if flags.smaller is None and shape.layout == "interleaved":
         smaller = [each for each in smaller if each["width"] == size["width"]]
+    arguments = [model_arguments(parser, task, model, each) for each in (size, *smaller)]
     if flags.predict:
         if flags.teacher is not None:
             parser.error("predict counts no teacher; leave it out")
-        arguments = [task.arguments(model, each) for each in (size, *smaller)]
         found = predict(model, arguments[0], arguments[1:], config)
         print(found.describe(config, flags.processes, flags.tflops * 1e12))
         return

@@ -14,7 +14,7 @@ from torch import nn
 
 from weit.by_name import OF_DATA, build, check_built_with, made_for, train_dense
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
-from weit.cli.model import SIZE, DataFlags, SizeFlags, scores
+from weit.cli.model import SIZE, DataFlags, SizeFlags, model_arguments, scores
 from weit.engine import TrainConfig, is_main_process
 from weit.files import digest, refuse_foreign
 from weit.models import create_model, load_model, save_model
@@ -55,16 +55,16 @@ def run(parser: Parser, given: Namespace) -> None:
             parser.error("model, size, width and depth are those of the model that init names; leave them out")
         network, saved = load_model(flags.init)
         model, arguments = saved["model"], saved["arguments"]
-        task = data.or_else(saved).task()
+        task = data.or_else(saved).task(parser)
         of_data = {name: value for name, value in task.arguments(model, {}).items() if name in OF_DATA}
         if not _fits(network, model, {**arguments, **of_data}):
             check_built_with("init", flags.init, arguments, of_data)
         arguments = {**arguments, **of_data}
     else:
-        task = data.task()
+        task = data.task(parser)
         model = flags.model or task.model
         size = sizes.or_else({} if ":" in model else SIZE)
-        arguments = task.arguments(model, size)
+        arguments = model_arguments(parser, task, model, size)
         network = build(task, model, size, config.seed)
     refuse_foreign(flags.out / "model", FILES)
     flops = config.steps * config.batch_size * training_flops(model, arguments)
