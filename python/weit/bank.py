@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,19 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from weit.bank_files import CONFIG, FILES, FORMAT, SOURCE, TEMPLATES, VERSION, check_finite, read_files
 from weit.files import atomic_dir, digest
 from weit.heads import head_dims
 from weit.nn.factors import KronFactors, check_size, check_template_shape
 from weit.nn.init import default_template_size
 from weit.nn.sharing import KeepsShared
 from weit_kernels.shapes import LAYOUTS, check_choice, check_floating
-
-_FORMAT, _VERSION = "weit-bank", 1
-FILES = _CONFIG, _TEMPLATES, _SOURCE = "config.json", "bank.safetensors", "source.safetensors"
-"""What the folder of a bank holds."""
 
 
 @dataclass(frozen=True)
@@ -199,25 +194,25 @@ class TemplateBank(KeepsShared):
             ValueError: a template holds NaN or infinity, or anything else NaN. TypeError: the source's config is no JSON.
             OSError: the folder cannot be written, or holds other things; it is left as it was.
         """
-        files: dict[str, dict[str, Tensor]] = {_TEMPLATES: {role: self[role] for role in self.roles}}
-        config: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "layout": self.layout}
+        files: dict[str, dict[str, Tensor]] = {TEMPLATES: {role: self[role] for role in self.roles}}
+        config: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layout": self.layout}
         config["templates"] = {role: list(self[role].shape) for role in self.roles}
         config["relative_error"] = self.relative_error
         config["source"] = None
         if self.source is not None:
-            files[_SOURCE] = self.source.state
+            files[SOURCE] = self.source.state
             config["source"] = self.source.config
             config["head_dims"] = self.source.head_dims
         json.dumps(config)  # what cannot be written is said before anything is
         for name, tensors in files.items():
-            _check_finite(name, tensors)
+            check_finite(name, tensors)
         with atomic_dir(directory, known=FILES) as folder:
             for name, tensors in files.items():
                 # Copies: safetensors refuses tensors that share memory, such as tied embeddings.
                 whole = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
                 safetensors.torch.save_file(whole, folder / name)
             config["sha256"] = {name: digest(folder / name) for name in files}
-            (folder / _CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+            (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> TemplateBank:
@@ -230,30 +225,16 @@ class TemplateBank(KeepsShared):
         if not directory.is_dir():
             raise FileNotFoundError(f"no folder {directory} to read a template bank from")
         try:
-            return cls._read(directory)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+            content = read_files(directory)
+            bank = cls(content.templates, content.layout)
+        except (OSError, ValueError, TypeError) as error:
             reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else str(error)
-            if (directory / "bank" / _CONFIG).is_file():  # of a run
+            if (directory / "bank" / CONFIG).is_file():  # of a run
                 reason = f"it is the folder of a run, whose bank is in {directory / 'bank'}"
             raise ValueError(f"{directory} holds no whole template bank: {reason}") from error
-
-    @classmethod
-    def _read(cls, directory: Path) -> TemplateBank:
-        config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or (config.get("format"), config.get("version")) != (
-            _FORMAT,
-            _VERSION,
-        ):
-            raise ValueError(f"{_CONFIG} is not of format {_FORMAT!r}, version {_VERSION}")
-        written = config.get("sha256", {})  # banks of earlier versions have none
-        templates = _load(directory / _TEMPLATES, written.get(_TEMPLATES))
-        if {role: list(t.shape) for role, t in templates.items()} != config["templates"]:
-            raise ValueError(f"{_TEMPLATES} and {_CONFIG} name other roles or shapes")
-        bank = cls({role: templates[role] for role in config["templates"]}, config["layout"])
-        bank.relative_error = {role: float(error) for role, error in config["relative_error"].items()}
-        if config["source"] is not None:
-            heads = [int(size) for size in config.get("head_dims") or ()]  # banks of earlier versions do not say
-            bank.source = Source(_load(directory / _SOURCE, written.get(_SOURCE)), dict(config["source"]), heads)
+        bank.relative_error = content.relative_error
+        if content.source is not None:
+            bank.source = Source(content.source, content.source_config, content.head_dims)
         return bank
 
 
@@ -280,22 +261,3 @@ def check_json(name: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
 def _parameter_name(role: str) -> str:
     """Prefixed, so that no role is in the way of an attribute of ``nn.Module``."""
     return f"templates_{role}"
-
-
-def _load(path: Path, written: str | None) -> dict[str, Tensor]:
-    """The tensors in a file; ``written``: its SHA-256, if that is known."""
-    # Not load_file: its tensors are views of the mapped file, which change or crash when the file is
-    # replaced.
-    content = path.read_bytes()
-    if written is not None and hashlib.sha256(content).hexdigest() != written:
-        raise ValueError(f"{path.name} holds other bytes than were written")
-    tensors = safetensors.torch.load(content)
-    _check_finite(path.name, tensors)
-    return tensors
-
-
-def _check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise for NaN; for infinity too, but in a source, whose buffers may hold it: a mask of attention does."""
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and (tensor.isnan() if name == _SOURCE else ~tensor.isfinite()).any():
-            raise ValueError(f"{name}: {key!r} holds NaN{'' if name == _SOURCE else ' or infinity'}")

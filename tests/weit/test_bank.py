@@ -104,6 +104,10 @@ def truncate(name, size):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
 
+def all_of(*damages):
+    return lambda folder: [damage(folder) for damage in damages]
+
+
 def drop(name):
     return lambda folder: (folder / name).unlink()
 
@@ -111,21 +115,29 @@ def drop(name):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_json, ""),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), ""),
-        (lambda folder: (folder / "config.json").write_text("[" * 100_000), ""),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not of format 'weit-bank'"),
+        (break_json, "config.json is no JSON: "),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json is no JSON: "),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is no JSON: "),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"config.json must hold an object, got \[\]"),
         (edit_config(format="other"), "config.json is not of format 'weit-bank'"),
         (edit_config(version=2), "version 1"),
         (edit_config(layout="blocks"), "layout must be one of"),
-        (edit_config(layout="delete"), "layout"),
-        (edit_config(relative_error=None), ""),
+        (edit_config(layout="delete"), "config.json lacks 'layout'"),
+        (edit_config(layout=3), "'layout' in config.json must be a string, got 3"),
+        (edit_config(sha256=None), "'sha256' in config.json must be an object, got null"),
+        (edit_config(head_dims=8), "'head_dims' in config.json must be a list, got 8"),
+        (edit_config(head_dims=["8"]), "each of 'head_dims' in config.json must be an integer, got \"8\""),
+        (edit_config(relative_error=None), "'relative_error' in config.json must be an object, got null"),
+        (edit_config(relative_error={"q": "x"}), "'relative_error' of 'q' in config.json must be a number, got \"x\""),
+        (edit_config(templates="delete"), "config.json lacks 'templates'"),
         (edit_config(templates={"q": [4, 8, 8]}), "name other roles or shapes"),
         (edit_config(templates={"q": [4, 8, 8], "stage1_3x3": [1, 1, 1, 1, 1]}), "name other roles or shapes"),
-        (edit_config(source=[1]), ""),
-        (truncate("bank.safetensors", 700), ""),
-        (truncate("bank.safetensors", 4), ""),
-        (truncate("source.safetensors", 0), ""),
+        (edit_config(source=[1]), r"'source' in config.json must be an object, got \[1\]"),
+        (edit_config(source="delete"), "config.json lacks 'source'"),
+        (truncate("bank.safetensors", 700), "bank.safetensors holds other bytes than were written"),
+        (truncate("bank.safetensors", 4), "bank.safetensors holds other bytes than were written"),
+        (truncate("source.safetensors", 0), "source.safetensors holds other bytes than were written"),
+        (all_of(truncate("bank.safetensors", 4), edit_config(sha256="delete")), "bank.safetensors is damaged: "),
         (drop("config.json"), "no config.json"),
         (drop("bank.safetensors"), "no bank.safetensors"),
         (drop("source.safetensors"), "no source.safetensors"),

@@ -8,7 +8,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from weit.bank import FILES, BankSpec
+from weit.bank import BankSpec
+from weit.bank_files import FILES
 from weit.by_name import pretrain_bank
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, model_arguments

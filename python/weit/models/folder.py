@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from weit.fields import field, read_object
 from weit.files import atomic_dir
 from weit.models.create import create_model
 
@@ -49,11 +50,11 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     folder = Path(folder)
     config_file, weights_file = folder / _CONFIG, folder / _WEIGHTS
     try:
-        config = json.loads(config_file.read_text())
-        if config["format"] != _FORMAT:
+        config = read_object(config_file)
+        if field(config, "format", str) != _FORMAT:
             raise ValueError(f"its format is {config['format']!r}, expected {_FORMAT!r}")
-        model = create_model(config["model"], **config["arguments"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        model = create_model(field(config, "model", str), **field(config, "arguments", dict))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{config_file} is damaged or not of this package: {error}") from error
     try:
         model.load_state_dict(load_file(weights_file))

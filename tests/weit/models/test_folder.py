@@ -56,17 +56,28 @@ def test_weights_of_another_size_are_one_error(saved):
         load_model(folder)
 
 
+OURS = '{"format": "weit-model", "model": '
+
+
 @pytest.mark.parametrize(
-    "text",
-    ["{", "[]", "{}", '{"format": "other"}', '{"format": "weit-model", "model": "vit"}',
-     '{"format": "weit-model", "model": "vit", "arguments": {"width": -1}}',
-     '{"format": "weit-model", "model": "vit", "arguments": [1]}', '{"format": "weit-model", "model": 5, "arguments": {}}',
-     '{"format": "weit-model", "model": "vit", "arguments": {"mlp_ratio": Infinity}}'],
-)  # fmt: skip
-def test_a_foreign_config_is_one_error(saved, text):
+    ("text", "reason"),
+    [
+        ("{", "config.json is no JSON"),
+        ("[]", r"config.json must hold an object, got \[\]"),
+        ("{}", "config.json lacks 'format'"),
+        ('{"format": "other"}', "its format is 'other', expected 'weit-model'"),
+        (OURS + '"vit"}', "config.json lacks 'arguments'"),
+        (OURS + '"vit", "arguments": {"width": -1}}', "width must be a positive integer"),
+        (OURS + '"vit", "arguments": [1]}', r"'arguments' in config.json must be an object, got \[1\]"),
+        (OURS + '5, "arguments": {}}', "'model' in config.json must be a string, got 5"),
+        (OURS + '"vit", "arguments": {"mlp_ratio": Infinity}}', "mlp_ratio"),
+        (OURS + '"vit", "arguments": {"name": "dit"}}', "name"),
+    ],
+)
+def test_a_foreign_config_is_one_error(saved, text, reason):
     _, folder = saved
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json is damaged or not of this package"):
+    with pytest.raises(ValueError, match=rf"config\.json is damaged or not of this package: .*{reason}"):
         load_model(folder)
 
 
