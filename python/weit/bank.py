@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class BankSpec:
     """How many templates of which shape a bank has.
 
     Attributes:
-        templates: number of templates of every role, or of each by name.
+        templates: number of templates of every role, or of each by name; those of the model and no others.
         template_shape: ``(p, q)`` of every role, or of each by name; ``None``: chosen for each role from the
             sizes of its layers (``weit.nn.init.default_template_size``).
         layout: ``"block"``, or ``"interleaved"``, which serves models of one width (docs/operator.md).
@@ -75,6 +75,15 @@ class BankSpec:
             outs, ins = zip(*sizes, strict=True)
             return default_template_size(outs), default_template_size(ins)
         return _look_up("template_shape", self.template_shape, role)
+
+    def check_roles(self, roles: Collection[str]) -> None:
+        """Raise ``ValueError`` if a field names a role that is none of ``roles``, those of the model."""
+        for name in ("templates", "template_shape"):
+            value = getattr(self, name)
+            unknown = [role for role in value if role not in roles] if isinstance(value, Mapping) else []
+            if unknown:
+                named = ", ".join(map(repr, unknown))
+                raise ValueError(f"{name} names {named}, but the roles of the model are {', '.join(roles)}")
 
 
 def _look_up(name: str, value: Any, role: str) -> Any:

@@ -123,10 +123,16 @@ def by_role(matches: list[Match]) -> dict[str, list[Part]]:
 
 
 def demands(matches: list[Match], spec: BankSpec) -> list[tuple[str, list[Part], int, tuple[int, int]]]:
-    """Each role with its weights, and how many templates of which shape ``spec`` gives it."""
+    """Each role with its weights, and how many templates of which shape ``spec`` gives it.
+
+    Raises:
+        ValueError: as ``by_role``; ``spec`` lacks a role or names one that there is not.
+    """
     grouped = by_role(matches)
     sizes = {role: [(w.shape[0], w.shape[1]) for _, w in parts] for role, parts in grouped.items()}
-    return [(role, parts, spec.count(role), spec.shape(role, sizes[role])) for role, parts in grouped.items()]
+    found = [(role, parts, spec.count(role), spec.shape(role, sizes[role])) for role, parts in grouped.items()]
+    spec.check_roles(grouped)
+    return found
 
 
 def check_bank(bank: TemplateBank, matches: list[Match]) -> None:

@@ -190,6 +190,18 @@ WRONG = {
     "indivisible": (None, {r".*attn": tuple("qkvop")}, SPEC, "24 rows, which 5 roles"),
     "fused convolution": (None, {"stem": ("a", "b")}, SPEC, "only a Linear is split into roles"),
     "role not in the spec": (None, ATTN, {"templates": {"q": 4}}, "the model also needs 'attn'"),
+    "count for a role that is none": (
+        None,
+        ATTN,
+        {"templates": {"attn": 4, "atn": 8}},
+        "templates names 'atn', but the roles of the model are attn",
+    ),
+    "shape for a role that is none": (
+        None,
+        ATTN,
+        {"template_shape": {"attn": (4, 4), "fc": (4, 4)}},
+        "template_shape names 'fc', but the roles of the model are attn",
+    ),
     "role not in the bank": (
         None,
         {**ATTN, "head": "head"},
