@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil, prod, sqrt
 from typing import Any, TypeVar
@@ -31,6 +31,17 @@ class ComputesWeight(nn.Module):
                 f"{self._from_dense} takes a dense layer's numbers, and reset_parameters draws new ones"
             )
         super().__setattr__(name, value)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            # Said here alone: a layer inside a model is not told whether it is loaded strictly.
+            if "weight" not in state_dict:
+                raise
+            raise RuntimeError(
+                f"{error}\n\tThis is the state of a dense layer, which {self._from_dense} takes."
+            ) from None
 
 
 class KronFactors(KeepsShared, ComputesWeight):

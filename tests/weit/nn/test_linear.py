@@ -85,8 +85,20 @@ def test_state_dict_has_three_entries_and_loads():
     target.load_state_dict(source.state_dict())
     x = torch.randn(3, 20)
     torch.testing.assert_close(target(x), source(x), rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match="size mismatch for templates"):
+    with pytest.raises(RuntimeError, match="size mismatch for templates") as refused:
         KronLinear(20, 12, templates=3).load_state_dict(source.state_dict())
+    assert "dense layer" not in str(refused.value)
+
+
+def test_the_state_of_a_dense_layer_is_refused_with_what_takes_it():
+    layer, dense = KronLinear(20, 12), nn.Linear(20, 12)
+    with pytest.raises(
+        RuntimeError, match=r'(?s)Missing .*"templates".*dense layer, which KronLinear\.from_linear takes'
+    ):
+        layer.load_state_dict(dense.state_dict())
+    assert layer.load_state_dict(dense.state_dict(), strict=False).unexpected_keys == ["weight"]
+    with pytest.raises(RuntimeError, match="dense layer, which KronLinear"):
+        KronFusedLinear([layer, layer]).load_state_dict(nn.Linear(20, 24).state_dict())
 
 
 def test_shared_templates_are_one_parameter_and_learn_from_both_layers():
