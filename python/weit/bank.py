@@ -160,6 +160,9 @@ class TemplateBank(KeepsShared):
     def __iter__(self) -> Iterator[str]:
         return iter(self.roles)
 
+    def __len__(self) -> int:
+        return len(self.roles)
+
     def num_parameters(self) -> int:
         """How many numbers all templates hold."""
         return sum(self[role].numel() for role in self.roles)
@@ -200,9 +203,11 @@ class TemplateBank(KeepsShared):
         ``directory`` appears as a whole; an older bank there is replaced.
 
         Raises:
-            ValueError: a template holds NaN or infinity, or anything else NaN. TypeError: the source's config is no JSON.
+            ValueError: a template holds NaN or infinity, or anything else NaN.
+            TypeError: the source's config is no JSON; ``directory`` is no path.
             OSError: the folder cannot be written, or holds other things; it is left as it was.
         """
+        _check_path(directory)
         files: dict[str, dict[str, Tensor]] = {TEMPLATES: {role: self[role] for role in self.roles}}
         config: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layout": self.layout}
         config["templates"] = {role: list(self[role].shape) for role in self.roles}
@@ -228,9 +233,9 @@ class TemplateBank(KeepsShared):
         """Read what ``save_pretrained`` wrote, onto the CPU.
 
         Raises:
-            FileNotFoundError: no such folder. ValueError: it holds no bank, or a damaged one.
+            FileNotFoundError: no such folder. ValueError: it holds no bank, or a damaged one. TypeError: no path.
         """
-        directory = Path(directory)
+        directory = _check_path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"no folder {directory} to read a template bank from")
         try:
@@ -245,6 +250,12 @@ class TemplateBank(KeepsShared):
         if content.source is not None:
             bank.source = Source(content.source, content.source_config, content.head_dims)
         return bank
+
+
+def _check_path(directory: object) -> Path:
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(f"directory must be a path, got {type(directory).__name__}")
+    return Path(directory)
 
 
 def check_role(role: object) -> None:

@@ -41,6 +41,7 @@ def test_bank_is_a_module_with_roles():
     assert bank.num_parameters() == 4 * 64 + 2 * 32 * 9 == sum(p.numel() for p in bank.parameters())
     assert isinstance(bank["q"], nn.Parameter)
     assert list(bank) == ["q", "stage1_3x3"]
+    assert len(bank) == 2
     with pytest.raises(KeyError, match="no role 'k' in this bank, only q, stage1_3x3"):
         bank["k"]
     bank.double()
@@ -170,6 +171,12 @@ def test_a_changed_byte_is_found(tmp_path, name):
 def test_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nothing"):
         TemplateBank.from_pretrained(tmp_path / "nothing")
+
+
+def test_what_is_no_path_names_itself():
+    for use in (TemplateBank.from_pretrained, make_bank().save_pretrained):
+        with pytest.raises(TypeError, match="directory must be a path, got NoneType"):
+            use(None)
 
 
 def test_a_source_is_a_copy_of_all_but_the_templates():

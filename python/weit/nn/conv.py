@@ -60,10 +60,13 @@ class _KronConv(KronFactors):
         steps = (per_axis("stride", stride, dims, 1), padding, per_axis("dilation", dilation, dims, 1))
         if not isinstance(padding, str):
             steps = (steps[0], per_axis("padding", padding, dims, 0), steps[2])
+        groups = check_groups(groups)
         # torch's own constructor checks the rest and brings it to its form.
         try:
-            dense = self._dense(*sizes, *steps, check_groups(groups), bias, padding_mode, device="meta")
+            dense = self._dense(*sizes, *steps, groups, bias, padding_mode, device="meta")
         except ValueError as error:
+            if " got " in str(error):
+                raise
             stride, padding, dilation = steps
             given = f"{in_channels=}, {out_channels=}, {groups=}, {stride=}, {padding=}, {dilation=}, {padding_mode=}"
             raise ValueError(f"{error}, got {given}") from None

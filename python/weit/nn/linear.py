@@ -136,6 +136,8 @@ class KronFusedLinear(ComputesWeight):
 
     def __init__(self, parts: Iterable[KronLinear]) -> None:
         super().__init__()
+        if not isinstance(parts, Iterable):
+            raise TypeError(f"parts must be several KronLinear, got {type(parts).__name__}")
         parts = list(parts)
         if not parts:
             raise ValueError("parts must hold at least one KronLinear, got none")

@@ -285,6 +285,8 @@ def test_fused_layer_is_its_parts_side_by_side(bias):
 def test_fused_layer_refuses_parts_that_do_not_fit():
     with pytest.raises(ValueError, match="at least one"):
         KronFusedLinear([])
+    with pytest.raises(TypeError, match="parts must be several KronLinear, got KronLinear"):
+        KronFusedLinear(KronLinear(3, 3))
     with pytest.raises(TypeError, match=r"parts\[1\] must be a KronLinear, got KronConv2d"):
         KronFusedLinear([KronLinear(4, 4), KronConv2d(4, 4, 1)])
     with pytest.raises(ValueError, match=r"parts\[1\] must have the in_features and bias"):
