@@ -41,6 +41,9 @@ def kronify(
     weight are frozen, and so are new templates if all weights of their role are. Hooks of replaced layers do not stay.
     Everything is checked before anything is replaced.
 
+    The layers of a role hold one parameter, and ``save_pretrained`` of transformers refuses parameters that are shared:
+    ``materialize`` before it, or keep the bank (docs/training.md).
+
     Args:
         model: any model whose layers are plain ``nn.Linear`` and ``nn.Conv1d/2d/3d``.
         bank_or_spec: the bank to share, or what a new one is made from: a ``BankSpec`` or a mapping with its
