@@ -114,7 +114,8 @@ def keep(ctx: Any, x: Tensor, T: Tensor, S: Tensor, need: tuple[bool, ...]) -> N
     alone has one is left out, as nn.Linear does: a frozen layer keeps no input, and a learning factor may be overwritten.
     """
     tensors, alone = (x, T, S), need.index(True) if sum(need) == 1 else None
-    ctx.missing = None if alone is None else (alone, tensors[alone].shape, memory_format(tensors[alone]))
+    left_out = None if alone is None else tensors[alone]
+    ctx.missing = None if left_out is None else (alone, left_out.shape, left_out.dtype, memory_format(left_out))
     ctx.save_for_backward(*(tensor if any(need) and i != alone else None for i, tensor in enumerate(tensors)))
 
 
@@ -122,10 +123,11 @@ def kept(ctx: Any, dy: Tensor) -> list[Tensor]:
     """``x``, ``T`` and ``S`` again, memory without numbers in place of one that was not saved."""
     tensors = list(ctx.saved_tensors)
     if ctx.missing is not None:
-        index, shape, form = ctx.missing  # of dy's kind, which may be a subclass's
+        index, shape, dtype, form = ctx.missing  # of dy's kind, which may be a subclass's
         last = [shape[0], *shape[2:], shape[1]]
         plain = form == torch.contiguous_format
-        tensors[index] = dy.new_empty(shape) if plain else dy.new_empty(last).movedim(-1, 1)
+        made = dy.new_empty(shape if plain else last, dtype=dtype)
+        tensors[index] = made if plain else made.movedim(-1, 1)
     return tensors
 
 

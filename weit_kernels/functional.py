@@ -49,13 +49,14 @@ def kron_linear(
         ValueError: shapes, devices or a choice do not fit.
         RuntimeError: the path or backend asked for cannot run here.
     """
-    x, templates, scalers, bias = autocast(x, templates, scalers, bias)
+    x, bias = autocast(x, bias)
     key = direct.key((x, templates, scalers, bias), (out_features, layout, path, backend))
     if key is not None and (known := direct.recall(key)) is not None:
         return known(x, templates, scalers, bias)
     shape = check_linear(x, templates, scalers, bias, out_features, layout)
     require_runnable(path, backend, x.device, x.dtype, swap=layout == "interleaved")
     if by_dense_weight():
+        templates, scalers = templates.to(x.dtype), scalers.to(x.dtype)
         return reference.kron_linear(x, templates, scalers, bias, out_features=out_features, layout=layout)
     return apply_linear(x, templates, scalers, bias, shape.out_features, layout, path, backend, key)
 

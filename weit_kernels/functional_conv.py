@@ -105,7 +105,7 @@ def _conv(
     path: str,
     backend: str,
 ) -> Tensor:
-    x, templates, scalers, bias = autocast(x, templates, scalers, bias)
+    x, bias = autocast(x, bias)
     choices = (dims, stride, padding, dilation, groups, out_channels, layout, path, backend)
     key = direct.key((x, templates, scalers, bias), choices)
     if key is not None and (known := direct.recall(key)) is not None and x.is_contiguous():
@@ -128,6 +128,7 @@ def _conv(
     check_spatial(maps.shape[2:], shape.kernel, pads, dilations)
 
     if by_dense_weight():
+        templates, scalers = templates.to(x.dtype), scalers.to(x.dtype)
         conv: dict[str, Any] = {"stride": strides, "padding": pads, "dilation": dilations, "groups": groups}
         y = reference.kron_conv(maps, templates, scalers, bias, out_channels=shape.out_features, layout=layout, **conv)
         return y if x.dim() == dims + 2 else y.squeeze(0)

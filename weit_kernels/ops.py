@@ -4,7 +4,8 @@ Operands are in the block layout; ``functional`` and ``functional_conv`` turn th
 for each kind of layer are closed under differentiation. With ``Φ(x, dy, T, S) = Σ S·T·dy·x``, the forward product is
 ``∂Φ/∂dy`` and the backward operator returns ``∂Φ/∂x``, ``∂Φ/∂T`` and ``∂Φ/∂S``; ``Φ`` is linear in each argument, so
 derivatives of those are the same two operators with one argument replaced by its tangent. Only inputs are saved for the
-backward pass.
+backward pass. Factors may have another dtype than ``x``, as under autocast: they are cast while an operator runs, so that
+layers which share them keep no copies, and each layer's gradient comes in the factor's own precision.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from weit_kernels.direct import Direct, Grads, below_autograd, bias_gradient, ke
 from weit_kernels.estimates import Request, cost
 from weit_kernels.paths.convolution import ConvArgs, memory_format, run_conv, run_conv_backward
 from weit_kernels.plan import choose
-from weit_kernels.shapes import DTYPES
+from weit_kernels.shapes import computed_dtype
 
 _LINEAR = "SymInt out_features, bool train, str path, str backend"
 _CONV = (
@@ -84,6 +85,8 @@ def direct_call(name: str, x: Tensor, T: Tensor, S: Tensor, out: int, args: tupl
     def derived(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Grads:
         return _gradients(name, dy, [x, T, S], need, (out, *args))
 
+    if not x.dtype == T.dtype == S.dtype:
+        forward, backward = _casting(forward), _casting_backward(backward)
     if x.is_cuda:
         forward, backward = _on_its_device(forward), _on_its_device(backward)
     return Direct(forward, backward, derived)
@@ -193,11 +196,38 @@ def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def _casting(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward kernel for factors of any dtype."""
+
+    def cast(x: Tensor, T: Tensor, S: Tensor, *args: Any) -> Tensor:
+        return kernel(x, T.to(x.dtype), S.to(x.dtype), *args)
+
+    return cast
+
+
+def _casting_backward(kernel: Callable[..., Grads]) -> Callable[..., Any]:
+    """A backward kernel likewise; the factors' gradients have their dtypes."""
+
+    def cast(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, *args: Any) -> Any:
+        dx, dT, dS = kernel(dy, x, T.to(x.dtype), S.to(x.dtype), *args)
+        return dx, None if dT is None else dT.to(T.dtype), None if dS is None else dS.to(S.dtype)
+
+    return cast
+
+
 def _register(name: str, args: str, request_of: Callable[..., Request], forward: Any, backward: Any, fake: Any) -> None:
     derive_forward, derive_backward = _autograd(name)
     for suffix, schema, kernel, fake_kernel, save, derive, rule in (
-        ("", _FORWARD, forward, fake, _save_forward, derive_forward, transforms.forward),
-        ("_backward", _BACKWARD, backward, _fake_backward, _save_backward, derive_backward, transforms.backward),
+        ("", _FORWARD, _casting(forward), fake, _save_forward, derive_forward, transforms.forward),
+        (
+            "_backward",
+            _BACKWARD,
+            _casting_backward(backward),
+            _fake_backward,
+            _save_backward,
+            derive_backward,
+            transforms.backward,
+        ),
     ):
         qualified = f"weit::{name}{suffix}"
         torch.library.define(qualified, schema.format(args), tags=(torch.Tag.pt2_compliant_tag,))
@@ -215,36 +245,26 @@ def _register(name: str, args: str, request_of: Callable[..., Request], forward:
 
 
 def _autocast(name: str, device: str) -> Callable[..., Tensor]:
-    """Like ``F.linear``: floating operands are cast to the dtype of the autocast region."""
+    """Like ``F.linear``: floating operands are cast to the dtype of the autocast region, the factors inside the operator."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, "Autocast" + device.upper()))
 
-    def kernel(*args: Any) -> Tensor:
+    def kernel(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+        x, bias = _cast(x), _cast(bias)  # the guard hides the region
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return getattr(torch.ops.weit, name).default(*_cast(args, device))
+            return getattr(torch.ops.weit, name).default(x, T, S, bias, *args)
 
     return kernel
 
 
-def autocast(x: Tensor, T: Tensor, S: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Operands as an autocast region wants them; the operator comes too late for ``torch.func``."""
-    if torch.compiler.is_compiling() or not torch._C._is_any_autocast_enabled() or not isinstance(x, Tensor):
-        return x, T, S, bias
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # not available: meta tensors
-        x, T, S, bias = _cast((x, T, S, bias), device)
-    return x, T, S, bias
+def autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """``x`` and the bias as an autocast region wants them; the operator comes too late for ``torch.func``."""
+    if torch.compiler.is_compiling() or not torch._C._is_any_autocast_enabled():
+        return x, bias
+    return _cast(x), _cast(bias)
 
 
-_CAST = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
-
-
-def _cast(args: Sequence[Any], device: str) -> list[Any]:
-    dtype = torch.get_autocast_dtype(device)
-
-    def casts(arg: Any) -> bool:
-        return isinstance(arg, Tensor) and arg.dtype in _CAST
-
-    return [arg.to(dtype) if casts(arg) else arg for arg in args]
+def _cast(value: Any) -> Any:
+    return value.to(computed_dtype(value)) if isinstance(value, Tensor) else value
 
 
 def call(name: str, *args: Any) -> Tensor:

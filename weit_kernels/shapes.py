@@ -128,13 +128,24 @@ def check_factors(templates: Tensor, scalers: Tensor, kernel_dims: int = 0) -> N
     check_alike("scalers", scalers, "templates", templates)
 
 
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def computed_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that a region of autocast, where there is one, computes with in place of a tensor's own."""
+    device = tensor.device.type
+    if tensor.dtype not in _CAST or not torch.amp.is_autocast_available(device):  # not available: meta tensors
+        return tensor.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
 def check_alike(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    """Check that two tensors share device and dtype; a compiled call is cast by autocast only after this."""
+    """Check that two tensors share device and dtype, or will once autocast has cast them."""
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, but {like_name} is on {like.device}")
-    cast_later = torch.compiler.is_compiling() and torch.is_autocast_enabled(like.device.type)
-    if tensor.dtype != like.dtype and not cast_later:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, but {like_name} has {like.dtype}")
+    dtype, like_dtype = computed_dtype(tensor), computed_dtype(like)
+    if dtype != like_dtype:
+        raise TypeError(f"{name} has dtype {dtype}, but {like_name} has {like_dtype}")
 
 
 def check_operands(

@@ -259,7 +259,7 @@ def test_autocast(regions: tuple[str, ...], choice: dict[str, str], long_calls: 
         assert torch.equal(y, expected)
         for leaf, other in zip(leaves, cast, strict=True):
             assert torch.equal(leaf.grad, other.grad.float())
-    assert len(long_calls) == 1
+    assert len(long_calls) == (2 if "forward" in regions else 1)  # cast here or by the caller
 
 
 def test_autocast_is_part_of_what_is_known() -> None:

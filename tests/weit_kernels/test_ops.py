@@ -170,6 +170,36 @@ def test_autocast_casts_like_linear(path: str) -> None:
         assert torch.equal(a.grad, c.grad.float())
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layers_that_share_templates_keep_no_casts_of_them(compiled: bool) -> None:
+    """Nor is the sum of their gradients rounded to the region's dtype."""
+    _, T, S, _ = (t.requires_grad_() for t in Case("square", (9,), 3, 4, 4, 6, 6).operands(torch.float32))
+    x = torch.randn(9, 24)
+    saved: list[torch.Tensor] = []
+
+    def layers(x, T, S):
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(3):
+                x = kron_linear(x, T, S)
+        return x.float().sum()
+
+    torch._dynamo.reset()
+    function = torch.compile(layers, fullgraph=True, backend="aot_eager") if compiled else layers
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = function(x, T, S)
+    own = {t.untyped_storage().data_ptr() for t in (T, S)}
+    for factor in (T, S):
+        assert {t.untyped_storage().data_ptr() for t in saved if t.shape == factor.shape} <= own
+    got = torch.autograd.grad(y, (T, S))
+    cast = [t.detach().bfloat16().requires_grad_() for t in (T, S) for _ in range(3)]
+    z = x.bfloat16()
+    for layer in zip(cast[:3], cast[3:], strict=True):
+        z = kron_linear(z, *layer)
+    each = torch.autograd.grad(z.float().sum(), cast)
+    for grad, of_layers in zip(got, (each[2::-1], each[:2:-1]), strict=True):
+        assert relative_error(grad, sum(g.float() for g in of_layers)) < 1e-6
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_only_inputs_are_saved_for_backward(path: str) -> None:
     """No intermediate and no dense weight survives the forward pass."""
