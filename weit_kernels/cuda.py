@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weit_kernels import backends, cpp
 from weit_kernels.paths import pointwise
+from weit_kernels.paths.blocks import in_order
 from weit_kernels.paths.pointwise import Grads, conv_functions
 from weit_kernels.paths.synth import Pair
 from weit_kernels.shapes import FEW_ROWS
@@ -89,7 +90,7 @@ def factor_grads_kernel(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[
         return dT, dS
     # The sums do not care which side is called the input, and this is the cheaper order.
     dT, dS = kernel(x, dy, T.mT, S.mT, need, _stream(x))
-    return dT.mT.contiguous() if need[0] else dT, dS.mT.contiguous() if need[1] else dS
+    return in_order(dT.mT, T.dtype) if need[0] else dT, in_order(dS.mT, S.dtype) if need[1] else dS
 
 
 def _panels_are_faster(rows: int, T: Tensor, S: Tensor, wanted: int) -> bool:

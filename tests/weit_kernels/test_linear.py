@@ -1,5 +1,7 @@
 """``kron_linear``: every path × dtype × layout × shape against the float64 reference, and what callers rely on."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from tests.weit_kernels.cases import (
     relative_error,
 )
 from weit_kernels import kron_linear, kron_weight
+from weit_kernels.backends import LINEAR, Form, why_not
 from weit_kernels.paths import blocks, panel
 
 
@@ -72,6 +75,29 @@ def test_non_contiguous_operands(path: str) -> None:
     assert relative_error(y.detach(), z.detach()) < 1e-14
     for a, c in zip(leaves, plain, strict=True):
         assert relative_error(a.grad, c.grad) < 1e-14
+
+
+@pytest.mark.parametrize("rows", [3])
+@pytest.mark.parametrize("backend", ["torch", "cpp", "triton"])
+@pytest.mark.parametrize("path", [*PATHS, "on_the_fly"])
+def test_gradients_lie_as_the_operators_promise(path: str, backend: str, rows: int) -> None:
+    """Whatever the factors' strides; those of an axis of one count too, for DDP compares them."""
+    for one, kernel in product(("N", "m", "n", "p", "q"), ((), (1, 1), (2, 2))):
+        form = Form.of(kernel) if kernel else LINEAR
+        if why_not(path, backend, torch.device("cpu"), torch.float32, form):
+            continue
+        N, m, n, p, q = ({"N": 2, "m": 3, "n": 2, "p": 4, "q": 3} | {one: 1}).values()
+        size = [k + 1 for k in kernel]
+        dy, x = torch.randn(rows, m * p, *[2 for _ in kernel]), torch.randn(rows, n * q, *size)
+        factors = torch.randn(N, p, q, *kernel), torch.randn(N, m, n)
+        transposed = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in factors]
+        settings = ([1, 1], [0, 0], [1, 1], 1, "block") if kernel else ()
+        backward = torch.ops.weit.kron_conv_backward if kernel else torch.ops.weit.kron_linear_backward
+        for operands in ([dy, x, *factors], [dy, x, *transposed]):
+            rest = ([True] * 3, m * p, *settings, True, path, backend)
+            strides = [grad.stride() for grad in backward(*operands, *rest)]
+            assert strides == [torch.empty(t.shape).stride() for t in (x, *factors)]
+            assert strides == [grad.stride() for grad in backward(*(t.to("meta") for t in operands), *rest)]
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -84,6 +84,14 @@ def widen(x: Tensor, features: int) -> Tensor:
     return wide
 
 
+def in_order(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy with the strides of a new tensor, for DDP warns of gradients whose strides are not their parameter's.
+
+    ``contiguous()`` leaves those of permuted axes of one as they are.
+    """
+    return values.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
 def accumulator(like: Tensor, *shape: int) -> Tensor:
     """Zeros to sum into: float32 for 16-bit operands, else their own dtype."""
     return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))

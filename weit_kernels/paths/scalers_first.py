@@ -18,6 +18,7 @@ from weit_kernels.paths.blocks import (
     accumulator,
     add_product,
     block_bytes,
+    in_order,
     row_blocks,
     row_bytes,
     rows_per_block,
@@ -161,12 +162,11 @@ def _template_grad(dcolumns: Tensor | None, T: Tensor) -> Tensor | None:
     if dcolumns is None:
         return None
     N, p, *rest = T.shape
-    grad = dcolumns.view(p, N, *rest).transpose(0, 1)
-    return grad.contiguous().to(T.dtype)
+    return in_order(dcolumns.view(p, N, *rest).transpose(0, 1), T.dtype)
 
 
 def _scaler_grad(dmix: Tensor | None, S: Tensor) -> Tensor | None:
     if dmix is None:
         return None
     N, m, n = S.shape
-    return dmix.view(m, N, n).transpose(0, 1).contiguous().to(S.dtype)
+    return in_order(dmix.view(m, N, n).transpose(0, 1), S.dtype)

@@ -19,6 +19,7 @@ from weit_kernels.paths.blocks import (
     accumulator,
     add_product,
     block_bytes,
+    in_order,
     row_blocks,
     row_bytes,
     rows_per_block,
@@ -156,4 +157,4 @@ def _scaler_grad(dmix: Tensor | None, S: Tensor) -> Tensor | None:
     if dmix is None:
         return None
     N, m, n = S.shape
-    return dmix.view(m, n, N).permute(2, 0, 1).contiguous().to(S.dtype)
+    return in_order(dmix.view(m, n, N).permute(2, 0, 1), S.dtype)

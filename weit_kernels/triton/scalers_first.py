@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weit_kernels.paths.blocks import in_order
 from weit_kernels.paths.pointwise import Grads
 from weit_kernels.triton.few_rows import tiles_for
 from weit_kernels.triton.pixels import conv_functions
@@ -30,7 +31,7 @@ def linear_backward(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool
 
     dx = templates_first.linear(dy, T.mT, S.mT, None, x.shape[1]) if need[0] else None
     dT, dS = weight_grads(x, dy, T.mT, S.mT, need[1:])  # the input and the output change roles
-    return dx, None if dT is None else dT.mT.contiguous(), None if dS is None else dS.mT.contiguous()
+    return dx, None if dT is None else in_order(dT.mT, T.dtype), None if dS is None else in_order(dS.mT, S.dtype)
 
 
 conv, conv_backward = conv_functions(linear, linear_backward)

@@ -112,6 +112,20 @@ def test_only_what_is_needed(backend, need: list[bool]) -> None:
     assert [g is not None for g in backend.PATHS["templates_first"].linear_backward(dy, x, T, S, need)] == need
 
 
+@pytest.mark.parametrize("one", ["N", "m", "n", "p", "q"])
+@pytest.mark.parametrize("rows", [70])
+def test_gradients_lie_as_those_of_new_tensors(backend, rows: int, one: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_panels_are_faster", lambda *sizes: False)
+    for m, n in ((4, 3), (3, 4)):  # either order of the kernel
+        x, T, S, _ = Case("ones", (rows,), **({"N": 2, "m": m, "n": n, "p": 5, "q": 6} | {one: 1})).operands(
+            DTYPES["bf16"]
+        )
+        T, S = (t.mT.contiguous().mT for t in (T, S))
+        dy = torch.randn(rows, S.shape[1] * T.shape[1]).bfloat16()
+        grads = backend.PATHS["templates_first"].linear_backward(dy, x, T, S, [True] * 3)
+        assert [g.stride() for g in grads] == [torch.empty(t.shape).stride() for t in (x, T, S)]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
