@@ -70,7 +70,7 @@ def _factor_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool])
     if not any(need):
         return None, None
     if x.shape[0] == 0:
-        dT, dS = torch.zeros_like(T), torch.zeros_like(S)
+        dT, dS = T.new_zeros(T.shape), S.new_zeros(S.shape)
     elif x.dtype == torch.float32:
         _, *grads = _other("templates_first", x).linear_backward(dy, x, T, S, [False, *need])
         return grads[0], grads[1]

@@ -77,7 +77,7 @@ def test_non_contiguous_operands(path: str) -> None:
         assert relative_error(a.grad, c.grad) < 1e-14
 
 
-@pytest.mark.parametrize("rows", [3])
+@pytest.mark.parametrize("rows", [3, 0])
 @pytest.mark.parametrize("backend", ["torch", "cpp", "triton"])
 @pytest.mark.parametrize("path", [*PATHS, "on_the_fly"])
 def test_gradients_lie_as_the_operators_promise(path: str, backend: str, rows: int) -> None:

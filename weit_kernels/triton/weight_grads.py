@@ -41,7 +41,7 @@ def weight_grads(dy: Tensor, x: Tensor, T: Tensor, S: Tensor, need: list[bool]) 
     if not any(need):
         return None, None
     if x.shape[0] == 0:
-        return (torch.zeros_like(T) if want_T else None), (torch.zeros_like(S) if want_S else None)
+        return T.new_zeros(T.shape) if want_T else None, S.new_zeros(S.shape) if want_S else None
     (N, p, q), (_, m, n) = T.shape, S.shape
 
     def run(tiles: GradTiles) -> Pair:
