@@ -58,13 +58,15 @@ def _sum(
     ROWS: tl.constexpr, COLS: tl.constexpr, ADDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``many`` parts of ``count`` numbers; the total's rows of ``size`` numbers are ``row`` apart."""
-    at = program * COLS + tl.arange(0, COLS)
+    begin = program.to(tl.int64) * COLS
+    at = begin + tl.arange(0, COLS)
     value = tl.zeros((COLS,), tl.float32)
     for first in range(0, many, ROWS):
         part = first + tl.arange(0, ROWS)
         inside = (part < many)[:, None] & (at < count)[None, :]
         value += tl.sum(tl.load(parts + part.to(tl.int64)[:, None] * count + at[None, :], mask=inside, other=0.0), 0)
-    place = total + (at // size).to(tl.int64) * row + at % size
+    beside = (begin % size).to(tl.int32) + tl.arange(0, COLS)  # vectors of 64 bits would take long to divide
+    place = total + (begin // size + beside // size) * row + beside % size
     if ADDS:
         value += tl.load(place, mask=at < count, other=0.0).to(tl.float32)
     tl.store(place, narrow(value, total.dtype.element_ty, PRECISION), mask=at < count)

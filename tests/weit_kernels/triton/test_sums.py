@@ -7,9 +7,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import triton
+
 from tests.weit_kernels.cases import relative_error
 from tests.weit_kernels.triton.direct import DEVICE, poisoned
-from weit_kernels.triton import weight_grads
+from weit_kernels.triton import sums, weight_grads
 from weit_kernels.triton.sums import sum_parts
 
 
@@ -48,6 +50,23 @@ def test_two_totals_at_once(one: tuple[int, ...], two: tuple[int, ...]) -> None:
     sum_parts((first, total, False), (second, other, True))
     assert relative_error(total, first.double().sum(0)) < torch.finfo(torch.bfloat16).eps
     assert relative_error(other, expected) < 1e-6
+
+
+@triton.jit
+def _one_program(parts, total, program, count, size):
+    sums._sum(parts, total, program, 1, count, size, size, 1, 1024, False, "ieee")
+
+
+def test_offsets_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of 2**21 + 1 programs; only what it touches takes memory."""
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("on a GPU all 9 GB are taken, and another worker may take as much")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    count, size = (1 << 31) + 1000, 1 << 20
+    parts, total = (torch.empty(count, dtype=torch.float16, device=DEVICE) for _ in range(2))
+    parts[-1000:], total[-1000:] = random(1000).half(), float("nan")
+    _one_program[(1,)](parts, total, 1 << 21, count, size)
+    assert torch.equal(total[-1000:], parts[-1000:])
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 16), (torch.bfloat16, 1)])
