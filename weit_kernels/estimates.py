@@ -206,7 +206,21 @@ def _workspace(request: Request, cost: Cost, path: str, backend: str, phase: str
     if phase == "forward":
         return copies
     # The CUDA kernels' backward pass takes panels where those are faster.
-    return copies + (WORKSPACE_BYTES if backend == "cuda" else GPU_BLOCK_BYTES)
+    bound = WORKSPACE_BYTES if backend == "cuda" else GPU_BLOCK_BYTES
+    return copies + max(bound, _least_sums(request.shape, path, backend))
+
+
+def _least_sums(s: KronShape, path: str, backend: str) -> int:
+    """Bytes of the partial sums of ``dT`` and ``dS`` where tokens are not shared out, which no bound makes fewer.
+
+    Of ``dT`` Triton has one for each 32 columns of ``S``, of ``dS`` both have one for each block of template rows.
+    """
+    m, n, p, q = s.m, s.n, s.p, s.q
+    if path == "scalers_first" or (backend == "cuda" and m < n):  # the sides are exchanged
+        m, n, p, q = n, m, q, p
+    rows = (128 if backend == "cuda" else 64) // min(8, 1 << (s.N - 1).bit_length())  # a block's, or more
+    of_T = 1 if backend == "cuda" else -(-n // 32)
+    return 4 * s.N * (of_T * p * q + -(-p // rows) * m * n)
 
 
 def _copied(request: Request, path: str, backend: str, phase: str) -> int:

@@ -11,7 +11,8 @@ import triton
 
 from tests.weit_kernels.cases import relative_error
 from tests.weit_kernels.triton.direct import DEVICE, poisoned
-from weit_kernels.triton import sums, weight_grads
+from weit_kernels import estimates, plan
+from weit_kernels.triton import PATHS, sums, weight_grads
 from weit_kernels.triton.sums import sum_parts
 
 
@@ -67,6 +68,24 @@ def test_offsets_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     parts[-1000:], total[-1000:] = random(1000).half(), float("nan")
     _one_program[(1,)](parts, total, 1 << 21, count, size)
     assert torch.equal(total[-1000:], parts[-1000:])
+
+
+@pytest.mark.parametrize("path", ["templates_first", "scalers_first"])
+@pytest.mark.parametrize("sizes", [(1, 2, 70, 3, 40), (5, 3, 40, 70, 17), (16, 20, 3, 130, 5)], ids=str)
+def test_sums_of_large_factors_are_planned(sizes: tuple[int, ...], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They exceed the bound on what splitting tokens may take, here none at all, and exist all the same."""
+    held: list[int] = []
+    monkeypatch.setattr(weight_grads, "GPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr(estimates, "GPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr(
+        weight_grads, "sum_parts", lambda *sums: held.append(sum(s[0].nbytes for s in sums if s[0] is not None))
+    )
+    N, m, n, p, q = sizes
+    choice = {"path": path, "backend": "triton"}
+    planned = plan(9, (N, m, n), (N, p, q), torch.bfloat16, DEVICE, **choice).workspace_bytes
+    dy, x, T, S = (random(*shape).bfloat16() for shape in ((9, m * p), (9, n * q), (N, p, q), (N, m, n)))
+    PATHS[path].linear_backward(dy, x, T, S, [False, True, True])
+    assert planned / 4 < sum(held) <= planned
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 16), (torch.bfloat16, 1)])
