@@ -82,9 +82,10 @@ cudaError_t run(const WeightGrads &g, const Device &device, cudaStream_t stream,
   }
   const Plan made = plan(g, device, dT);
   if (made.BJM == 0) return cudaErrorNotSupported;
-  const int64_t parts = dT ? g.splits.dT : g.splits.dS / blocks_of(g.p, made.job.BA());
-  const int64_t blocks = blocks_without_splits(made.job, dT) * parts;
-  if (parts < 1 || blocks > INT32_MAX) return cudaErrorInvalidValue;
+  const int64_t groups = dT ? 1 : blocks_of(g.p, made.job.BA()), sums = dT ? g.splits.dT : g.splits.dS;
+  const int64_t parts = sums / groups, blocks = blocks_without_splits(made.job, dT) * parts;
+  // Splits that were chosen for the other kernel, which then could not run: some sums would be nobody's.
+  if (parts < 1 || sums % groups || blocks > INT32_MAX) return cudaErrorInvalidValue;
   const auto large = dT ? template_grads<T, 128> : scaler_grads<T, 128>;
   const auto small = dT ? template_grads<T, 64> : scaler_grads<T, 64>;
   const Grid grid{dim3(unsigned(blocks)), kThreads, made.shared_bytes};

@@ -273,8 +273,8 @@ Cut scaler_grads_sm90_cut(const WeightGrads &g, const Device &device) {
 cudaError_t scaler_grads_sm90(const WeightGrads &g, const Device &device, cudaStream_t stream) {
   const Plan made = plan(g, device);
   if (made.blocks == 0) return cudaErrorNotSupported;
-  const int64_t splits = g.splits.dS / blocks_of(g.p, 2 * kRows), blocks = made.blocks * splits;
-  if (splits < 1 || blocks > INT32_MAX) return cudaErrorInvalidValue;
+  const int64_t groups = blocks_of(g.p, 2 * kRows), splits = g.splits.dS / groups, blocks = made.blocks * splits;
+  if (splits < 1 || g.splits.dS % groups || blocks > INT32_MAX) return cudaErrorInvalidValue;
   return launch(made.function, {dim3(unsigned(blocks)), kAllThreads, made.shared_bytes}, stream, made.job);
 }
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 EMULATOR = Path(__file__).parent / "emulator"
 SOURCES = ROOT / "csrc" / "cuda"
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-NOT_SUPPORTED = 801
+INVALID_VALUE, NOT_SUPPORTED = 1, 801
 MARGIN = 4096  # numbers around an operand that no kernel may read or write: NaN, so that either shows
 
 

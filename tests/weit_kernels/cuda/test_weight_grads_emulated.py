@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.weit_kernels.cases import CASES, Case, relative_error
 from tests.weit_kernels.cuda.emulated import (
     ELEMENTS,
+    INVALID_VALUE,
     NOT_SUPPORTED,
     Setting,
     WeightGrads,
@@ -34,13 +35,19 @@ LARGE = [
 ]
 
 
-def gradients(library: ctypes.CDLL, operands: list[Tensor], need: tuple[bool, bool], setting: Setting) -> list:
-    """``dT`` and ``dS`` as the caller adds them up, ``None`` where not needed."""
+def job_of(operands: list[Tensor]) -> WeightGrads:
+    """Without memory for results."""
     dy, x, T, S = operands
     (N, p, q), (_, m, n) = T.shape, S.shape
     sizes = (x.shape[0], N, m, n, p, q, x.shape[1], dy.shape[1])
     pointers = [t.data_ptr() for t in operands]
-    job = WeightGrads(ELEMENTS[x.dtype], *sizes, *pointers, None, None, *T.stride(), *S.stride())
+    return WeightGrads(ELEMENTS[x.dtype], *sizes, *pointers, None, None, *T.stride(), *S.stride())
+
+
+def gradients(library: ctypes.CDLL, operands: list[Tensor], need: tuple[bool, bool], setting: Setting) -> list:
+    """``dT`` and ``dS`` as the caller adds them up, ``None`` where not needed."""
+    _, x, T, S = operands
+    job = job_of(operands)
     library.emulator_set(setting.processors, setting.major, setting.minor, setting.order, 0)
     job.splits = library.emulated_weight_grads_splits(ctypes.byref(job))
     parts = [
@@ -97,6 +104,18 @@ def test_the_other_order_exchanges_the_sides(kernels) -> None:
     exchanged = gradients(library, [x, dy, T.mT, S.mT], (True, True), Setting())
     for a, b in zip(straight, exchanged, strict=True):
         assert relative_error(b.mT, a) < 0.01
+
+
+@pytest.mark.parametrize(("major", "groups"), [(8, 5), (9, 3)])
+def test_splits_of_another_kernel_are_refused(kernels, major: int, groups: int) -> None:
+    """Of so many groups that each have partial sums of ``dS``, one alone would have no more."""
+    operands = drawn(Case("blocks_of_rows", (3,), 3, 33, 70, 136, 64), torch.bfloat16)
+    job, parts = job_of(operands), unwritten(operands[0], 2 * groups, 3, 33, 70, dtype=torch.float32)
+    job.dS = parts.data_ptr()
+    for splits, code in ((groups + 1, INVALID_VALUE), (2 * groups, 0)):
+        job.splits.dS = splits
+        assert call(kernels("weight_grads"), "weight_grads", job, Setting(major=major)) == code
+    assert not parts.isnan().any()
 
 
 def test_float32_has_no_kernel(kernels) -> None:
