@@ -59,12 +59,16 @@ def key(kind: str, device: torch.device, *parts: object) -> str:
     return " | ".join([kind, device_name(device), *_versions(), *map(str, parts)])
 
 
-@functools.cache
 def device_name(device: torch.device) -> str:
-    """What the device calls itself; its type where torch cannot ask it."""
+    """What the device calls itself, without an index the current one; its type where torch cannot ask it."""
     if device.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.get_device_name(device)
+        return _gpu_name(torch.cuda.current_device() if device.index is None else device.index)
     return device.type
+
+
+@functools.cache
+def _gpu_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
 
 
 @functools.cache

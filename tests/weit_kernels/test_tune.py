@@ -144,6 +144,18 @@ class FakeEvent:
         return 2.0
 
 
+def test_without_an_index_it_is_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, current = ("first kind", "second kind"), [0]
+    tune._gpu_name.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
+    for current[0], name in enumerate(names):
+        assert tune.device_name(torch.device("cuda")) == name
+        assert tune.device_name(GPU) == names[0]
+    tune._gpu_name.cache_clear()
+
+
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the pretended device was kept busy for, in seconds."""
