@@ -161,7 +161,9 @@ struct Convolution {
   bool windowed() const { return weit::pixels(window.taps) > 1 || padding.height || padding.width; }
 
   // Tokens are pixels of the input or of the output; the window reads the other one.
-  Job job(const Tensor &T, const Tensor &S, int64_t images, int64_t inn, int64_t outs, bool of_input, bool scalers_first) const {
+  Job job(
+      const Tensor &T, const Tensor &S, int64_t images, int64_t inn, int64_t outs, bool of_input,
+      bool scalers_first) const {
     Job job = job_of(T, S, images * weit::pixels(of_input ? in : out), inn, outs, scalers_first);
     job.maps = true, job.windowed = windowed();
     job.near = of_input ? in : out, job.far = of_input ? out : in;

@@ -22,8 +22,8 @@ constexpr int64_t kMostSums = 128 << 20, kFewParts = 4;
 // What a thread keeps for later calls, at the most: more memory would cost others more than it saves in page faults.
 constexpr int64_t kMostKept = 64 << 20;
 
-// Memory that grows to the largest call of its thread and stays, unless it is very large: a fresh allocation of some MiB costs page faults. It is
-// torch's, so that its profiler counts it and its error says what was asked for.
+// Memory that grows to the largest call of its thread and stays, unless it is very large: a fresh allocation of some MiB
+// costs page faults. It is torch's, so that its profiler counts it and its error says what was asked for.
 class Buffer {
  public:
   void *get(int64_t size) {
@@ -153,8 +153,8 @@ void run_chain(Job job, Element element, bool deterministic, void *dT, void *dS)
   const int64_t products = (reads_Z ? 1 : 0) + (job.dx ? 1 : 0) + (job.dT ? 1 : 0);
   const int64_t work = job.M * job.n * job.q * count * job.p * std::max<int64_t>(1, products);
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(1, work / kLeastWork));
-  // Few tokens: cores share out the result's columns. If tokens are rows, each packs the templates that it needs where it
-  // needs them.
+  // Few tokens: cores share out the result's columns. If tokens are rows, each packs the templates that it needs where
+  // it needs them.
   const int64_t panels = job.y ? a_panels : k_panels;
   const bool few = units <= most && panels >= std::min(threads, units);
   const bool by_columns = few && !sums_up && !job.windowed;

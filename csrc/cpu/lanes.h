@@ -74,8 +74,8 @@ struct Lanes : Factors<E, Op> {
     }
   };
 
-  // All lines of memory that a panel row of a map lies in; inlined by order, since compilers drop calls of a function that
-  // only prefetches as without effect.
+  // All lines of memory that a panel row of a map lies in; inlined by order, since compilers drop calls of a function
+  // that only prefetches as without effect.
   template <int WRITE, int WIDTH>
   __attribute__((always_inline)) static inline void prefetch_row(const E *map) {
     constexpr int kLine = 64 / sizeof(E);
@@ -148,8 +148,8 @@ struct Lanes : Factors<E, Op> {
     }
   };
 
-  // Rows of a product go to `to`, `step` apart, panel row `index` of what is there. With pairs they are rounded, and two
-  // products, the first of an even index, go there together; a `last` one may stand alone.
+  // Rows of a product go to `to`, `step` apart, panel row `index` of what is there. With pairs they are rounded, and
+  // two products, the first of an even index, go there together; a `last` one may stand alone.
   template <int VECTORS>
   static void between(
       const O *left, int64_t left_row, const O *right, const Stretches &s, int64_t rows, const Room &room, O *to,

@@ -60,8 +60,8 @@ struct PanelRows {
 // Steps over `length` words of the left operand (STEP apart, its rows ROW apart) and panel rows of the right operand.
 template <class Op, int ROWS, int VECTORS>
 inline void accumulate(
-    typename Op::V (&sum)[ROWS][VECTORS], const typename Op::Word *a, int64_t row, int64_t step, const typename Op::Word *b,
-    int64_t length) {
+    typename Op::V (&sum)[ROWS][VECTORS], const typename Op::Word *a, int64_t row, int64_t step,
+    const typename Op::Word *b, int64_t length) {
   constexpr int kLanes = Op::kLanes;
   for (int64_t l = 0; l < length; ++l, a += step, b += 2 * kLanes) {
 #pragma GCC unroll 16

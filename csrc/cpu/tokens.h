@@ -33,8 +33,8 @@ inline Place<E> place(const Job &job, E *tensor, int64_t features, weit::Size si
   return {tensor + before + pixel * features, features, 1};
 }
 
-// Panels [p0, p1) of tokens that lie one after the other, to panels `stride` apart. Of maps, where neighbours are pixels,
-// squares are transposed.
+// Panels [p0, p1) of tokens that lie one after the other, to panels `stride` apart. Of maps, where neighbours are
+// pixels, squares are transposed.
 template <int WIDTH, class E, class O>
 void load_run(
     const Job &job, Place<const E> from, int64_t tokens, const Split &split, int64_t p0, int64_t p1, O *to,

@@ -30,8 +30,8 @@ struct Axis {
   int box;
 };
 
-// What load_box(), which permutes, and store_box(), which does not, need to know. cudaErrorNotSupported where the driver
-// does not take the alignment or the sizes.
+// What load_box(), which permutes, and store_box(), which does not, need to know. cudaErrorNotSupported where the
+// driver does not take the alignment or the sizes.
 template <int RANK>
 cudaError_t make_tensor_map(
     TensorMap &map, Element element, const void *base, const Axis (&axes)[RANK], bool permuted = true) {
@@ -114,7 +114,8 @@ __device__ __forceinline__ void load_box(
       : "memory");
 }
 
-// Copies a box to global memory in the background, but for what is outside the tensor. `from` is a multiple of 128 bytes.
+// Copies a box to global memory in the background, but for what is outside the tensor. `from` is a multiple of 128
+// bytes.
 __device__ __forceinline__ void store_box(const void *from, const TensorMap &map, int c0, int c1, int c2) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
                "r"(shared_address(from)), "r"(c0), "r"(c1), "r"(c2)

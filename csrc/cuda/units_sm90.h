@@ -7,15 +7,15 @@
 
 namespace weit::cuda {
 
-// A tile is 64 tokens of one place: two neighbouring tiles of template rows and one of scaler rows. The tiles of a place
-// are cut into units of `tiles` each, `count` units in all.
+// A tile is 64 tokens of one place: two neighbouring tiles of template rows and one of scaler rows. The tiles of a
+// place are cut into units of `tiles` each, `count` units in all.
 struct Units {
   int token_blocks, a_blocks, places;  // tiles of a place; places side by side, and all
   int count, tiles;
 };
 
-// Cuts the work such that the last block to end does so as early as possible. A unit costs one tile more, about what the
-// templates and scalers of its place take. For so many rounds of blocks, the smallest units that need no more.
+// Cuts the work such that the last block to end does so as early as possible. A unit costs one tile more, about what
+// the templates and scalers of its place take. For so many rounds of blocks, the smallest units that need no more.
 inline Units units_of(int token_blocks, int a_blocks, int places, int processors) {
   Units units{token_blocks, a_blocks, places};
   int64_t least = INT64_MAX;
@@ -29,9 +29,9 @@ inline Units units_of(int token_blocks, int a_blocks, int places, int processors
   return units;
 }
 
-// The tiles of a block. Blocks take units in turn and neighbouring units differ in their place alone, so that the tokens
-// that blocks read at one time are the same: x comes from memory once, and the short runs of y that they write meet in
-// the L2 cache.
+// The tiles of a block. Blocks take units in turn and neighbouring units differ in their place alone, so that the
+// tokens that blocks read at one time are the same: x comes from memory once, and the short runs of y that they write
+// meet in the L2 cache.
 template <class Tile>
 struct Tiles {
   const Units &units;
