@@ -55,6 +55,7 @@ def _observed() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch.autograd._profiler_enabled()
+        or torch._C._is_tracing()
         or in_forward_mode()
     )
 

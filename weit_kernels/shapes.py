@@ -53,6 +53,8 @@ class KronShape:
 
 def as_int(value: Any) -> Any:
     """``value`` if it is an int or a traced one, the int that a number such as NumPy's stands for, else ``None``."""
+    if isinstance(value, Tensor) and torch.jit.is_tracing():  # sizes are tensors then
+        return int(value)
     if isinstance(value, (bool, Tensor)):
         return None
     if isinstance(value, (int, torch.SymInt)):

@@ -33,10 +33,13 @@ def in_forward_mode() -> bool:
 
 
 def by_dense_weight() -> bool:
-    """Whether derivatives are to be had of the dense weight alone: those in forward mode, and those of ``torch.func`` while
-    ``torch.compile`` traces, which takes neither the operator's nor an ``autograd.Function`` there.
+    """Whether results are to be had of the dense weight alone: derivatives in forward mode, and those of ``torch.func``
+    while ``torch.compile`` traces, which takes neither the operator's nor an ``autograd.Function`` there; and whatever
+    ``torch.jit.trace`` sees, which records such a function as Python that it cannot save.
     """
-    return in_forward_mode() or (torch.compiler.is_compiling() and _differentiated())
+    if torch.compiler.is_compiling():
+        return in_forward_mode() or _differentiated()
+    return in_forward_mode() or torch.jit.is_tracing()
 
 
 @torch.compiler.assume_constant_result

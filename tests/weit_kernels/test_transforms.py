@@ -1,5 +1,7 @@
 """``torch.vmap``, ``torch.func`` and activation checkpointing over the operators."""
 
+import io
+
 import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -240,3 +242,22 @@ def test_no_layers_at_all(kind: str) -> None:
 
     for f in (layer, grad(lambda T: layer(T).sin().sum())):
         assert vmap(f)(T.new_zeros(0, *T.shape)).shape == (0, *vmap(f)(T[None]).shape[1:])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_what_jit_traces_serves_any_number_of_rows_and_can_be_saved(kind: str) -> None:
+    """With its gradients, and where such calls were seen before. The checks read sizes, of which torch warns."""
+    ours, dense = FUNCTIONS[kind]
+    x, *factors = (t.requires_grad_() for t in operands(kind))
+    for _ in range(2):
+        ours(x, *factors)
+    saved = io.BytesIO()
+    torch.jit.save(torch.jit.trace(ours, (x, *factors)), saved)
+    saved.seek(0)
+    traced = torch.jit.load(saved)
+    for rows in (x, torch.cat([x, -x, x])):
+        got, expected = traced(rows, *factors), dense(rows, *factors)
+        assert close(got, expected)
+        grads = (torch.autograd.grad(y.square().sum(), factors) for y in (got, expected))
+        assert all(map(close, *grads))
