@@ -253,6 +253,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 #else
   module.attr("amd") = false;
 #endif
+  module.attr("fixed_parts") = weit::kFixedParts;
+  module.attr("most_sums") = weit::kMostSums;
+  module.attr("few_parts") = weit::kFewParts;
   module.def("instruction_sets", &weit::instruction_sets, "Those with kernels for this CPU, the best first.");
   module.def("instruction_set", &weit::instruction_set, "The one in use.");
   module.def("use_instruction_set", &weit::use_instruction_set, "Use another, for tests; not while others compute.");

@@ -14,16 +14,17 @@ from weit_kernels.shapes import KronShape
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-# Of csrc/cpu/driver.cpp: parts of sums over rows where the result must not depend on the number of threads; bytes that
-# the sums of all parts may take where they are more than a few.
-FIXED_PARTS = 8
-MOST_SUMS, FEW_PARTS = 128 << 20, 4
 
 
-def _unfit(built: str, here: str) -> str:
-    """Why an extension built for torch ``built`` cannot work with torch ``here``: C++ interfaces change between minors."""
+def _unfit(built: str, here: str, *, whole: bool = True) -> str:
+    """Why an extension built for torch ``built`` cannot work with torch ``here``: C++ interfaces change between minors.
+
+    ``whole``: it has what the planner reads of it.
+    """
     minor = ".".join(here.split(".")[:2])
-    return "" if built == minor else f"the compiled extension is for torch {built}, this is {minor}: build it again"
+    if built != minor:
+        return f"the compiled extension is for torch {built}, this is {minor}: build it again"
+    return "" if whole else "the compiled extension is of older sources: build it again"
 
 
 try:
@@ -36,7 +37,8 @@ except ImportError as error:
         else f"the compiled extension does not load: {error}"
     )
 else:
-    _reason = _unfit(getattr(_C, "torch", "another version"), torch.__version__)
+    _built = getattr(_C, "torch", "another version")
+    _reason = _unfit(_built, torch.__version__, whole=hasattr(_C, "fixed_parts"))
 
 
 def why_not() -> str:
@@ -60,6 +62,12 @@ def multiplies_pairs() -> bool:
     return not _reason and _C.amd and "avx512_bf16" in _C.instruction_sets()
 
 
+def parts() -> int:
+    """Of sums over rows: one a thread, but as many as ever where the result must not depend on the number of threads."""
+    fixed = not _reason and torch.are_deterministic_algorithms_enabled()
+    return _C.fixed_parts if fixed else torch.get_num_threads()
+
+
 def workspace_bytes(
     s: KronShape,
     path: str,
@@ -75,7 +83,7 @@ def workspace_bytes(
 
     A block reads ``least`` rows, or pixels, even where they exceed a core's cache. With ``lanes``, where pixels are the
     columns of panels, it holds the intermediate of a square of them, however many templates there are. Other cores have a
-    block each as well; like the rest it stays with its thread for later calls.
+    block each as well; like the rest it stays with its thread for later calls, unless it is one of more than 64 MiB.
     """
     itemsize, passes = max(4, dtype.itemsize), 2 if backward else 1
     whole, others = (s.n * s.q, s.m + s.N * s.n) if path == "templates_first" else (s.m * s.p, s.n + s.N * s.m)
@@ -83,7 +91,7 @@ def workspace_bytes(
     factors = itemsize * s.N * s.p * s.q * s.taps
     sums = factors + itemsize * s.N * s.m * s.n if backward else 0
     if backward:
-        parts = min(parts, max(FEW_PARTS, MOST_SUMS // sums))
+        parts = min(parts, max(_C.few_parts, _C.most_sums // sums))
     by_tap = passes * factors if s.taps > 1 else 0
     square = itemsize * s.N * (s.n if path == "templates_first" else s.m) * panel_width(dtype) ** 2 if lanes else 0
     block = max(row * least + square, min(_C.block_bytes(), passes * row * -(-rows // parts)))

@@ -107,8 +107,7 @@ def candidates(request: Request) -> tuple[tuple[Candidate, ...], str]:
     plain, compiled = (
         rates_for(request.device, request.dtype, backend, conv, measure=measure) for backend in ("torch", "cpp")
     )
-    parts = cpp.FIXED_PARTS if torch.are_deterministic_algorithms_enabled() else torch.get_num_threads()
-    return estimates(request, plain, compiled, parts), plain.name
+    return estimates(request, plain, compiled, cpp.parts()), plain.name
 
 
 def cost(request: Request, path: str, phase: str) -> Cost:

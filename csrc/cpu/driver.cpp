@@ -13,12 +13,6 @@ namespace {
 
 // Multiply-adds below which waking another core costs more than it brings (about 10 us of one core).
 constexpr int64_t kLeastWork = 400'000;
-// Parts of a sum over tokens when the result must not depend on the number of threads.
-constexpr int64_t kFixedParts = 8;
-// Bytes that the sums of all parts may take where these are more than a few; some of many cores then wait. Gradients of
-// 2 MiB keep 64 busy.
-constexpr int64_t kMostSums = 128 << 20, kFewParts = 4;
-
 // What a thread keeps for later calls, at the most: more memory would cost others more than it saves in page faults.
 constexpr int64_t kMostKept = 64 << 20;
 

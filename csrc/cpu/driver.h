@@ -8,6 +8,12 @@
 
 namespace weit {
 
+// Parts of a sum over tokens when the result must not depend on the number of threads.
+constexpr int64_t kFixedParts = 8;
+// Bytes that the sums of all parts may take where these are more than a few; some of many cores then wait. Gradients of
+// 2 MiB keep 64 busy.
+constexpr int64_t kMostSums = 128 << 20, kFewParts = 4;
+
 // Compute what the job's pointers ask for, and dT and dS (contiguous as T and S are) where they are not null.
 //
 // ATen's threads share the job. With `deterministic` the result does not depend on how many they are.

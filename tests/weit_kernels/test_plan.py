@@ -320,4 +320,12 @@ def test_bad_arguments(args: tuple, kwargs: dict, error: type[Exception], messag
 
 def test_an_extension_for_another_torch_is_not_used() -> None:
     assert cpp._unfit("2.13", "2.13.0+cpu") == ""
+    assert "older sources" in cpp._unfit("2.13", "2.13.0+cpu", whole=False)
     assert cpp._unfit("2.1", "2.13.0") == "the compiled extension is for torch 2.1, this is 2.13: build it again"
+
+
+def test_without_the_extension_nothing_is_read_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp, "_reason", "not built")
+    monkeypatch.delattr(cpp, "_C", raising=False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert plan(77, (2, 3, 4), (5, 6), torch.float32, "cpu").backend == "torch"
