@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from weit.bank import Source
 from weit.heads import require_same_heads
 from weit.nn.factors import KronFactors
+from weit.nn.init import nearest_scalers
+from weit_kernels import kron_weight
 
 DEPTHS = ("prefix", "nearest")
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -27,6 +30,11 @@ def lay_out(
     ``sqrt(old / new)``; where inputs come several times, they share the weight of the one, in random parts, so that the
     copies give what the one gave, but do not stay copies when they learn.
 
+    Where a width that grows is no multiple of the templates', blocks that come again would not fall on the features that
+    come again. There the dense weight grows, and scalers are the nearest by least squares, of the same norm: with
+    templates that span every block the function is the same, with few it is a guess that fitting has to mend. The
+    source's widths are read from its norms and biases.
+
     Parameters that the source does not have, and those that differ along an axis that is no width, such as a head for
     other classes, keep their numbers.
 
@@ -39,7 +47,8 @@ def lay_out(
 
     Raises:
         ValueError: a Kron layer has no counterpart in ``source``, one on other templates, or one of another width where
-            layers are interleaved; attention heads are of another size; ``model`` is unchanged.
+            layers are interleaved; attention heads are of another size; norms and biases leave open which width a
+            layer had; ``model`` is unchanged.
 
     Source: cutting and repeating along the width, WeiT (arXiv 2604.14769); copies that share a weight, Chen et al.
     2016, "Net2Net".
@@ -49,7 +58,9 @@ def lay_out(
     counterparts = map_depth(source.state, target, depth)
     _check_family(model, source, counterparts)
     check_heads(model, source)
-    widths, inputs = _widths(model, source, counterparts), input_axes(model)
+    changed, inputs = _changed_features(model, source, counterparts), input_axes(model)
+    widths = changed | _changed_grids(model, source, counterparts)
+    ragged = _ragged(model, source, counterparts, changed)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in target.items():
         old = source.state.get(counterparts.get(name, ""))
@@ -57,6 +68,9 @@ def lay_out(
             continue
         changes = {(a, b) for a, b in zip(old.shape, tensor.shape, strict=True) if a != b}
         if not name.endswith(_SCALERS) and (only_scalers or not changes <= widths):
+            continue
+        if name in ragged:
+            tensor.copy_(_grow_dense(*ragged[name], old, generator))
             continue
         new = resize(old.cpu(), tensor.shape)
         if name in inputs:
@@ -180,22 +194,69 @@ def _check_family(model: nn.Module, source: Source, counterparts: dict[str, str]
         check_grid(module, repr(name), scalers.shape, old.shape)
 
 
-def _widths(model: nn.Module, source: Source, counterparts: dict[str, str]) -> set[tuple[int, int]]:
-    """The changes (old, new) in the number of features: those of norms, and of rows and columns of Kron layers."""
-    widths = set()
+def _changed_features(model: nn.Module, source: Source, counterparts: dict[str, str]) -> set[tuple[int, int]]:
+    """The numbers of features (old, new) of norms and biases."""
+    found = set()
     for path, module in model.named_modules():
-        if isinstance(module, KronFactors):
-            _, p, q = module.templates.shape[:3]
-            old = source.state[counterparts[f"{path}{_SCALERS}"]]
-            new = module.scalers.shape
-            widths |= {(old.shape[1] * p, new[1] * p), (old.shape[2] * q, new[2] * q)}
         if isinstance(module, _DENSE):
             continue
         for leaf, parameter in module.named_parameters(recurse=False):
             counterpart = counterparts.get(f"{path}.{leaf}")
             if counterpart is not None and parameter.dim() == 1:
-                widths.add((source.state[counterpart].shape[0], parameter.shape[0]))
-    return widths
+                found.add((source.state[counterpart].shape[0], parameter.shape[0]))
+    return found
+
+
+def _changed_grids(model: nn.Module, source: Source, counterparts: dict[str, str]) -> set[tuple[int, int]]:
+    """The same of the rows and columns of Kron layers, in whole blocks."""
+    found = set()
+    for name, layer in _kron_layers(model):
+        _, p, q = layer.templates.shape[:3]
+        old, new = source.state[counterparts[name]].shape, layer.scalers.shape
+        found |= {(old[1] * p, new[1] * p), (old[2] * q, new[2] * q)}
+    return found
+
+
+def _kron_layers(model: nn.Module) -> Iterator[tuple[str, KronFactors]]:
+    """Each with the name of its scalers."""
+    for path, module in model.named_modules():
+        if isinstance(module, KronFactors):
+            yield f"{path}{_SCALERS}", module
+
+
+def _ragged(
+    model: nn.Module, source: Source, counterparts: dict[str, str], changed: set[tuple[int, int]]
+) -> dict[str, tuple[KronFactors, tuple[int, ...]]]:
+    """Name of scalers → layer and its (out, in) in the source, for layers that grow from blocks that are cut."""
+    found = {}
+    for name, layer in _kron_layers(model):
+        before, grows = [], False
+        axes = zip(
+            source.state[counterparts[name]].shape[1:], layer.templates.shape[1:3], layer.dense_shape, strict=True
+        )
+        for blocks, size, new in axes:
+            known = {old for old, now in changed if now == new and ceil(old / size) == blocks} or {blocks * size}
+            if len(known) > 1 and max(known) < new:
+                widths = " or ".join(map(str, sorted(known)))
+                raise ValueError(f"bank.source does not say whether {name!r} grows from {widths} features to {new}")
+            before.append(min(known))
+            grows |= before[-1] < new and before[-1] % size > 0
+        if grows:
+            found[name] = layer, tuple(before)
+    return found
+
+
+def _grow_dense(layer: KronFactors, before: Sequence[int], scalers: Tensor, generator: torch.Generator) -> Tensor:
+    """Scalers of ``layer`` whose dense weight is nearest to that of ``scalers``, ``before`` (out, in), when that grows."""
+    templates, (out, inn) = layer.templates.detach().cpu().double(), before
+    dense = kron_weight(templates, scalers.cpu().double(), out_features=out, in_features=inn, layout=layer.layout)
+    shape = (*layer.dense_shape, *dense.shape[2:])
+    grown = resize(dense, shape) * _gain(inn, shape, 1, generator)
+    nearest = nearest_scalers(grown, templates, layer.layout)
+    out, inn = layer.dense_shape
+    found = kron_weight(templates, nearest, out_features=out, in_features=inn, layout=layer.layout)
+    # What templates cannot say is lost; without its share the layer's outputs would be too small.
+    return nearest * grown.norm() / found.norm().clamp_min(torch.finfo(torch.double).tiny)
 
 
 def _gain(old: int, shape: Sequence[int], axis: int, generator: torch.Generator) -> Tensor:

@@ -1,10 +1,15 @@
 """Laying out scalers."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 import weit
-from tests.weit.toys import SPEC, accuracy, pretrained, vit
+from tests.weit.toys import SPEC, accuracy, images, pretrained, vit
+from weit.nn.factors import KronFactors
+from weit.nn.init import nearest_scalers
 from weit.scalers import lay_out, map_depth, resize
 
 
@@ -77,6 +82,65 @@ def test_wider_layers_keep_their_function(bank: weit.TemplateBank) -> None:
     y = narrow.blocks[0].mlp.fc1(x)
     assert torch.allclose(wide.blocks[0].mlp.fc1(torch.cat([x, x], 1)), torch.cat([y, y], 1), atol=1e-5)
     bank.float()
+
+
+def _spanning(model: nn.Module, side: int, rules: dict[str, str] | None = None) -> weit.TemplateBank:
+    """A bank from ``model`` whose templates of 1×1 or 3×3 taps span every block, so that any weight is exact."""
+    count = side * side * (9 if rules else 1)
+    source = copy.deepcopy(model)
+    bank = weit.kronify(source, {"templates": count, "template_shape": (side, side)}, rules=rules)
+    dense = dict(model.named_modules())
+    with torch.no_grad():
+        for role in bank:
+            bank[role].copy_(torch.eye(count, bank[role][0].numel()).view_as(bank[role]))
+        for path, layer in source.named_modules():
+            if isinstance(layer, KronFactors):
+                layer.scalers.copy_(nearest_scalers(dense[path].weight, layer.templates, bank.layout))
+    bank.take_source(source)
+    return bank
+
+
+def test_growth_from_blocks_that_are_cut_keeps_the_function() -> None:
+    """Features come again after 40, whole blocks after 48."""
+    torch.manual_seed(0)
+    narrow, wide = vit(40, 2).eval(), vit(80, 2).eval()
+    before = copy.deepcopy(wide.state_dict())
+    bank = _spanning(narrow, 16)
+    weit.initialize(wide, bank, steps=0)
+    x, _ = images(8)
+    assert torch.allclose(wide(x), narrow(x), atol=1e-4)
+    assert not torch.equal(wide.head.weight[:, :40], wide.head.weight[:, 40:])  # copies do not stay copies
+    bank.source.state["blocks.0.norm1.weight"] = torch.ones(41)  # as wide in whole blocks
+    wide.load_state_dict(before)
+    with pytest.raises(ValueError, match="grows from 40 or 41 features to 80"):
+        weit.initialize(wide, bank, steps=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
+
+
+def test_convolutions_grow_from_blocks_that_are_cut() -> None:
+    def net(width: int) -> nn.Module:
+        first, second = nn.Conv2d(1, width, 3), nn.Conv2d(width, width, 3, bias=False)
+        norms = [nn.BatchNorm2d(width) for _ in range(2)]
+        for norm in norms:
+            norm.running_mean.uniform_(-1, 1)
+        return nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.Conv2d(width, 2, 1)).eval()
+
+    torch.manual_seed(0)
+    narrow, wide = net(6), net(12)
+    rules = {r"3": "inner"}
+    weit.initialize(wide, _spanning(narrow, 4, rules), steps=0, rules=rules)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.allclose(wide(x), narrow(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [32, 40])
+def test_few_templates_keep_the_size_of_what_they_cannot_say(width: int) -> None:
+    narrow, wide = vit(width, 2), vit(2 * width, 2)
+    bank = weit.extract_bank(narrow, {"templates": 2, "template_shape": (16, 16)}).bank
+    weit.initialize(wide, bank, steps=0)
+    weit.kronify(narrow, bank)
+    ours, theirs = (float(model.blocks[0].mlp.fc2.weight.detach().norm()) for model in (wide, narrow))
+    assert ours / theirs == pytest.approx(1, abs=0.1)  # twice as many rows, each input's weight shared by two
 
 
 def test_another_head_keeps_its_fresh_numbers(bank: weit.TemplateBank) -> None:

@@ -98,6 +98,11 @@ class KronFactors(KeepsShared, ComputesWeight):
             nn.init.uniform_(self.bias, -1 / sqrt(fan_in), 1 / sqrt(fan_in))
 
     @property
+    def dense_shape(self) -> tuple[int, int]:
+        """Rows and columns of the dense weight."""
+        return self._dense_shape
+
+    @property
     def weight(self) -> Tensor:
         """The dense weight ``(out, in, *kernel)``, differentiable: made anew each time it is read.
 
