@@ -8,6 +8,7 @@ from math import inf
 from statistics import fmean, stdev
 from typing import Any
 
+from weit.compare.welch import differ
 from weit.tasks import Metric, Size
 
 Curve = list[tuple[int, float]]
@@ -58,9 +59,8 @@ class Outcome:
         return self.curve[-1][0]
 
     def ahead_of(self, other: Outcome) -> int:
-        """1 if ahead, -1 if behind, 0 if the means differ by no more than the two spreads together."""
-        noise = (self.spread**2 + other.spread**2) ** 0.5
-        if abs(self.mean - other.mean) <= noise:
+        """1 if ahead, -1 if behind, 0 if seeds do not tell the two apart; see ``weit.compare.welch.differ``."""
+        if not differ(self.tests, other.tests):
             return 0
         return 1 if self.metric.better(self.mean, other.mean) else -1
 

@@ -13,7 +13,9 @@ _OPENING = """
 What `weit compare` found on small recipes, a section each; `python -m weit.report` makes this page from the files linked
 below. Every start gets its own best learning rate of the same list, chosen on the validation split with one seed
 (scratch with the same total work has scratch's); the
-scores are of the test split, mean ± standard deviation over seeds. The choice of the rate and the points of the curves rest
+scores are of the test split, mean ± standard deviation over seeds. “Ahead” and “behind”: Welch's t-test over the seeds of a
+target tells the two apart at 95 %. “Level”: it does not; with two or three seeds that may be so of a difference of many
+points, and with one it always is. The choice of the rate and the points of the curves rest
 on a quicker measurement than the final scores. “Seen”: the pre-training ran at this size too. “Scratch's final after”: the
 first measured step at which the mean curve is where scratch's ends; “in total work”: the same with all work before step 0
 added, in training steps of that target. What each rival does is in [rivals.md](rivals.md).

@@ -115,7 +115,7 @@ def _standing(comparison: Comparison, rival: str, opening: str) -> str:
     for row in rows:
         ours, theirs = row.outcomes[WEIT], row.outcomes[rival]
         groups[ours.ahead_of(theirs)].append(f"{row.target} {metric.show(ours.mean - theirs.mean, '+')}")
-    words = {1: "ahead on", 0: "level within the spread of seeds on", -1: "behind on"}
+    words = {1: "ahead on", 0: "level (not told apart at 95 %) on", -1: "behind on"}
     found = [f"{words[key]} {len(group)} of {len(rows)} ({', '.join(group)})" for key, group in groups.items() if group]
     return f"{opening}, WeiT is {'; '.join(found)} (difference in {metric.label})." if found else ""
 

@@ -76,7 +76,10 @@ def test_a_metric_of_which_less_is_better_is_reached_from_above():
     def losses(*values):
         return {"curve": [[i, value] for i, value in enumerate(values)], "test": {"loss": values[-1]}, "parameters": 5}
 
-    cells = {"scratch": ((1e-3, None), [losses(3.0, 2.0, 1.0)]), "weit": ((1e-3, None), [losses(2.0, 0.9, 0.5)])}
+    cells = {
+        "scratch": ((1e-3, None), [losses(3.0, 2.0, 1.0)] * 2),
+        "weit": ((1e-3, None), [losses(2.0, 0.9, 0.5)] * 2),
+    }
     outcomes = summarize("32x2", "wider", 7, cells, {"scratch": 0.0, "weit": 0.0}, (LOSS,)).outcomes
     assert (outcomes["scratch"].reached, outcomes["weit"].reached) == (2, 1)
     assert outcomes["weit"].ahead_of(outcomes["scratch"]) == 1
@@ -100,12 +103,14 @@ def outcome(*tests):
     [
         ((0.9, 0.92), (0.8, 0.82), 1),
         ((0.8, 0.82), (0.9, 0.92), -1),
-        ((0.9, 0.8), (0.8, 0.88), 0),  # apart by 0.01, spreads 0.07 and 0.06
-        ((0.9,), (0.8,), 1),  # one seed has no spread to hide in
-        ((0.8,), (0.8,), 0),
+        ((0.9, 0.92), (0.86, 0.88), 0),  # apart by twice the spreads together
+        ((0.9, 0.9), (0.8, 0.8), 1),  # nothing is left to chance
+        ((0.9001,), (0.9,), 0),  # one seed tells nothing apart
+        ((0.9,), (0.8, 0.81), 0),
+        ((0.8, 0.8), (0.8, 0.8), 0),
     ],
 )
-def test_ahead_means_by_more_than_the_spread(ours, theirs, verdict):
+def test_ahead_means_by_more_than_chance(ours, theirs, verdict):
     assert outcome(*ours).ahead_of(outcome(*theirs)) == verdict
     assert outcome(*theirs).ahead_of(outcome(*ours)) == -verdict
 

@@ -15,7 +15,7 @@ def test_the_table_has_a_line_for_each_target_and_start():
     assert lines[0].split()[:3] == ["target", "change", "parameters"]
     assert [line.split()[0] for line in lines[1::4]] == ["64x3", "32x6", "96x8"]
     weit = next(line for line in lines if "WeiT" in line)
-    assert weit.split() == ["WeiT", "0.004", "50.0", "91.0", "±", "1.4", "20", "65"]
+    assert weit.split() == ["WeiT", "0.004", "50.0", "91.0", "±", "0.7", "20", "65"]
     selection = next(line for line in lines if "weight selection" in line)
     assert selection.split()[-2:] == ["not", "not"]
 
@@ -29,8 +29,8 @@ def test_columns_are_aligned():
 def test_verdicts_name_where_weit_is_ahead_level_and_behind():
     scratch, selection, longer, *_ = verdicts(example())
     assert scratch == (
-        "Against scratch, after 40 training steps, WeiT is ahead on 1 of 3 (64x3 +11.0); level within the spread of seeds "
-        "on 1 of 3 (32x6 +0.5); behind on 1 of 3 (96x8 -10.0) (difference in accuracy, %)."
+        "Against scratch, after 40 training steps, WeiT is ahead on 1 of 3 (64x3 +11.0); level (not told apart at "
+        "95 %) on 1 of 3 (32x6 +0.5); behind on 1 of 3 (96x8 -10.0) (difference in accuracy, %)."
     )
     assert "Against weight selection" in selection
     assert "for the same total work" in longer
