@@ -10,9 +10,9 @@ from weit.report.results import write_page
 _OPENING = """
 # Results
 
-What `weit compare` found on small recipes, a section each; `python -m weit.report` makes this page from the files linked
-below. Every start gets its own best learning rate of the same list, chosen on the validation split with one seed
-(scratch with the same total work has scratch's); the
+What `weit compare` found on small recipes, a line of the overview and a section each; `python -m weit.report` makes this
+page from the files linked below. Every start gets its own best learning rate of the same list, chosen on the validation
+split with one seed (scratch with the same total work has scratch's); the
 scores are of the test split, mean ± standard deviation over seeds. “Ahead” and “behind”: Welch's t-test over the seeds of a
 target tells the two apart at 95 %. “Level”: it does not; with two or three seeds that may be so of a difference of many
 points, and with one it always is. The choice of the rate and the points of the curves rest

@@ -12,6 +12,7 @@ from typing import Any
 from weit.compare import CompareConfig, Comparison
 from weit.compare.summary import Outcome, Row
 from weit.files import atomic_write
+from weit.report.overview import overview
 from weit.report.plots import plot_steps
 from weit.report.text import table, verdicts
 from weit.tasks import Metric
@@ -56,14 +57,14 @@ def _row(row: dict[str, Any], metric: Metric, config: CompareConfig) -> Row:
 
 
 def write_page(results: Sequence[Path], page: Path, opening: str) -> None:
-    """Write ``page`` (Markdown) with a section for each of ``results``, its plots beside it in ``img``.
+    """Write ``page`` (Markdown) with an overview and a section for each of ``results``, its plots beside it in ``img``.
 
     Raises:
         ValueError, OSError: as ``read_results``; ``page`` cannot be written.
     """
-    sections = [opening.strip()]
-    for path in results:
-        comparison, machine = read_results(path)
+    read = [read_results(path) for path in results]
+    sections = [opening.strip(), overview([(_title(comparison), comparison) for comparison, _ in read])]
+    for path, (comparison, machine) in zip(results, read, strict=True):
         plot = page.parent / "img" / f"{path.stem}.png"
         plot.parent.mkdir(parents=True, exist_ok=True)
         plot_steps(comparison, plot)
@@ -71,13 +72,20 @@ def write_page(results: Sequence[Path], page: Path, opening: str) -> None:
     atomic_write(page, "\n\n".join(sections) + "\n")
 
 
+def _title(comparison: Comparison) -> str:
+    config = comparison.config
+    return (
+        f"{config.family.capitalize()}: {comparison.model} on {comparison.data}, {config.steps} steps "
+        f"after {config.pretrain_steps} of pre-training"
+        + (", the bank with a teacher" if config.teacher != "none" else "")
+    )
+
+
 def _section(path: Path, comparison: Comparison, machine: dict[str, str], plot: str, link: str) -> str:
     config = comparison.config
     settings = "; ".join(f"{name} {_plain(getattr(config, name))}" for name in _SHOWN)
     lines = [
-        f"## {config.family.capitalize()}: {comparison.model} on {comparison.data}, {config.steps} steps "
-        f"after {config.pretrain_steps} of pre-training"
-        + (", the bank with a teacher" if config.teacher != "none" else ""),
+        f"## {_title(comparison)}",
         f"{settings}. {_machine(machine)}, torch {machine['torch']}. [All numbers]({link}).",
         f"```\n{table(comparison)}\n```",
         "\n".join(f"- {sentence}" for sentence in verdicts(comparison)),

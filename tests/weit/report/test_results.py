@@ -4,6 +4,7 @@ import pytest
 
 from tests.weit.report.example import example
 from weit.report import table, verdicts, write_report
+from weit.report.overview import overview
 from weit.report.results import read_results, write_page
 
 
@@ -43,7 +44,7 @@ def test_the_page_has_a_section_with_table_verdicts_and_plot_for_each_file(resul
     text = page.read_text()
     config = example().config
     title = f"Classification: vit on digits, {config.steps} steps after {config.pretrain_steps} of pre-training"
-    assert text.startswith(f"# Results\n\n## {title}\n")
+    assert text.startswith(f"# Results\n\n{overview([(title, example())] * 2)}\n\n## {title}\n")
     assert text.count(table(example())) == 2
     for sentence in verdicts(example()):
         assert f"- {sentence}\n" in text
