@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from weit.compare import CompareConfig, Comparison, compare
 from weit.compare.config import WEIT
-from weit.compare.folder import check_folder
+from weit.compare.folder import check_folder, held
 from weit.compare.prepare import BANK
 from weit.compare.run import start_name
 from weit.report import table, verdicts, write_report
@@ -70,7 +70,8 @@ def _start_over(config: DemoConfig) -> None:
             given = getattr(config, name)
             if given is not None and given.resolve().is_relative_to(out.resolve()):
                 raise ValueError(f"{name} must lie elsewhere, as fresh deletes {out}: got {given}")
-        shutil.rmtree(out)
+        with held(out):  # by nobody else
+            shutil.rmtree(out)
 
 
 def _fresh_process(comparison: Comparison) -> tuple[bool, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from weit.cli import main
+from weit.compare.folder import held
 
 FLAGS = ["--targets", "32x1", "16x2", "--size", "32x2", "--smaller", "16x1", "--source-size", "32x2", "--pretrain-steps",
          "8", "--steps", "4", "--fit-steps", "2", "--evaluate-every", "2", "--seeds", "2", "--lrs", "0.002", "0.004",
@@ -34,6 +35,13 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest
         assert main(["demo", "--out", str(tmp_path), *FLAGS, *extra]) == 1
         assert "holds something else" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_fresh_deletes_no_folder_that_a_comparison_runs_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(tmp_path):
+        assert main(["demo", "--out", str(tmp_path), *FLAGS, "--fresh"]) == 1
+    assert f"another comparison is running in {tmp_path}" in capsys.readouterr().err
+    assert (tmp_path / "weit-compare.json").is_file()
 
 
 def test_fresh_deletes_no_folder_that_it_shall_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from weit.by_name import OF_DATA
 from weit.compare import jobs
 from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, CompareConfig
-from weit.compare.folder import open_folder
+from weit.compare.folder import held
 from weit.compare.lines import Job, Line
 from weit.compare.pool import Pool
 from weit.compare.prepare import BANK, Origin, check_targets, common, given, making, needed, read_origin, work
@@ -58,20 +58,20 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
 
     Raises:
         ValueError, OSError: bad settings, data, or a bank or model that was given, before anything is trained; ``out``
-            holds something that is no comparison's.
+            holds something that is no comparison's, or another comparison is running in it.
         RuntimeError: a job failed, or scalers diverge at all rates; what was under way ends, what is finished is kept.
     """
     task = config.task()
     model = config.model or task.model
     plan = _Plan(config, task, model)
     check_targets(config, task, model, plan.origins.get(BANK))
-    open_folder(config.out)
-    if flags is not None:
-        write_flags(config.out, flags)
-    if pool is not None:
-        return plan.run(pool)
-    with Pool(config.out, config.processes) as own:
-        return plan.run(own)
+    with held(config.out):
+        if flags is not None:
+            write_flags(config.out, flags)
+        if pool is not None:
+            return plan.run(pool)
+        with Pool(config.out, config.processes) as own:
+            return plan.run(own)
 
 
 def cell_jobs(comparison: Comparison, pool: Pool) -> dict[tuple[str, str, int], Job]:
