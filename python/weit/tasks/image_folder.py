@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +15,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
-_LITTER = ("Thumbs.db", "desktop.ini")  # what Windows leaves in folders that were looked at
+# What Windows leaves in folders that were looked at, Synology's thumbnails, and what macOS adds to archives.
+_LITTER = ("Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX")
 _LOOKED_AT = 2000  # files whose headers are read before training, spread evenly; 0.1 ms each
 
 
@@ -31,6 +34,8 @@ class UnreadableImage(ValueError):
 class ImageClasses(ImageFolder):
     """The images ``root/<class>/**/*.jpg`` (png, …), classes by name; items (image in RGB, class).
 
+    Hidden files and folders and those with thumbnails are skipped.
+
     Attributes:
         labels: class of each image, int64 ``(n,)``.
 
@@ -40,7 +45,8 @@ class ImageClasses(ImageFolder):
     """
 
     def __init__(self, root: Path) -> None:
-        super().__init__(str(root), loader=read_rgb, is_valid_file=_is_image, allow_empty=True)
+        base = str(root.expanduser())
+        super().__init__(base, loader=read_rgb, is_valid_file=partial(_is_image, base), allow_empty=True)
         self.labels = np.array(self.targets, np.int64)
         for name, count in zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)), strict=True):
             if not count:
@@ -107,14 +113,17 @@ def _opened(file: str | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise UnreadableImage(f"{name} cannot be read as an image: {reason}") from error
 
 
-def _is_image(path: str) -> bool:
-    name = Path(path).name
-    if name.startswith(".") or name in _LITTER:
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name in _LITTER
+
+
+def _is_image(root: str, path: str) -> bool:
+    if any(map(_is_litter, path[len(root) :].split(os.sep))):  # folders above the root may be hidden
         return False
-    if not name.lower().endswith(IMG_EXTENSIONS):
+    if not path.lower().endswith(IMG_EXTENSIONS):
         raise ValueError(f"{path} is no image ({', '.join(IMG_EXTENSIONS)}); take it out of the class folder")
     return True
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_litter(path.name))

@@ -16,7 +16,7 @@ import weit
 from weit.cli import main
 from weit.engine.data import Batches
 from weit.tasks import load_task
-from weit.tasks.image_folder import UnreadableImage, read_rgb
+from weit.tasks.image_folder import UnreadableImage, read_folder, read_rgb
 from weit.tasks.images import _patch_size
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -182,6 +182,20 @@ def test_upright_and_in_three_channels(tmp_path):
     for mode in ("L", "P", "RGBA", "1"):
         Image.new(mode, (4, 4)).save(tmp_path / "image.png")
         assert read_rgb(str(tmp_path / "image.png")).mode == "RGB"
+
+
+@pytest.mark.parametrize("litter", [".ipynb_checkpoints", "@eaDir", "__MACOSX"])
+def test_hidden_folders_and_thumbnails_are_no_images_of_the_class(tmp_path, litter):
+    root = tmp_path / ".cache"
+    write_classes(root, 2)
+    classes = read_folder(root)["train"].classes
+    for folder in (root / "red" / litter, root / "red" / "deeper" / litter / "red", root / litter):
+        write_classes(folder, 2)
+    (root / "red" / litter / "notes.ipynb").write_text("{}")
+    found = read_folder(root)["train"]
+    assert found.classes == classes
+    assert len(found) == 2 * len(classes)
+    assert not any(litter in path for path, _ in found.samples)
 
 
 def break_missing(root):
