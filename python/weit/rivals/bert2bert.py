@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weit.heads import head_dims, require_same_heads
 from weit.matching import DENSE
 from weit.rivals.axes import RESIDUAL, Axis, copies, width_axes
-from weit.rivals.layers import block_list, counterparts, require_source
+from weit.rivals.layers import block_list, counterparts, require_counterparts, require_source
 
 VARIANTS = ("fpi", "aki")
 
@@ -62,13 +62,12 @@ def initialize_like(
     require_same_heads(target, head_dims(small))
     theirs, ours, axes = small.state_dict(), target.state_dict(), width_axes(target)
     names = counterparts(theirs, ours, _stack)
+    require_counterparts(theirs, names)
     above = _blocks_above(theirs, block_list(target)) if variant == "aki" else {}
     readers = {f"{path}.weight" for path, module in target.named_modules() if isinstance(module, DENSE)}
     generator = torch.Generator().manual_seed(seed)
     grown = {}
     for name, tensor in ours.items():
-        if names[name] not in theirs:
-            raise ValueError(f"source must be of the target's family, but has no {names[name]}")
         old = theirs[names[name]]
         _check_growth(name, old, tensor, axes[name])
         if axes[name] and axes[name][0] not in ((), (RESIDUAL,)) and names[name] in above:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -82,6 +82,34 @@ def counterparts(theirs: Iterable[str], ours: Iterable[str], pick: Pick) -> dict
     among those with tensors of the same names: a first block with a shortcut takes from first blocks only.
     """
     return dict(_pairs(_tree(theirs), _tree(ours), pick, "", ""))
+
+
+def require_counterparts(theirs: Collection[str], names: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` if one of ``names``, the target's to the source's, is not among ``theirs``, with the reason."""
+    for our, their in names.items():
+        if their in theirs:
+            continue
+        parts, path = their.split("."), our.split(".")
+        if any(_without_numbers(each) == _without_numbers(their) for each in theirs):
+            for i, block in enumerate(path):
+                where, here = ".".join(parts[:i]), ".".join(path[:i])
+                have, want = _blocks_in(theirs, where), _blocks_in(names, here)
+                if block.isdigit() and have != want:
+                    raise ValueError(
+                        f"source must have blocks like the target's, but {where} has {have} in source and {want} in "
+                        f"target, and none in source has the parameters of target's {block}, counted from 0"
+                    )
+        raise ValueError(f"source must be of the target's family, but has no {their}")
+
+
+def _without_numbers(name: str) -> list[str]:
+    return ["" if part.isdigit() else part for part in name.split(".")]
+
+
+def _blocks_in(names: Iterable[str], path: str) -> int:
+    """How many numbered children ``path`` has."""
+    found = {name.removeprefix(f"{path}.").partition(".")[0] for name in names if name.startswith(f"{path}.")}
+    return sum(map(str.isdigit, found))
 
 
 _Tree: TypeAlias = dict[str, Any]

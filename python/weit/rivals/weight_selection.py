@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from weit.rivals.axes import width_axes
-from weit.rivals.layers import counterparts, require_source
+from weit.rivals.layers import counterparts, require_counterparts, require_source
 
 # The axes of weit.models.VisionTransformer's parameters that run over attention heads.
 _HEAD_AXES = {(f"{role}.{kind}", 0) for role in "qkv" for kind in ("weight", "bias")} | {("o.weight", 1)}
@@ -34,9 +34,7 @@ def initialize_like(target: nn.Module, source: nn.Module | None, *, seed: int = 
         raise ValueError(f'layers must be "even" or "first", got {layers!r}')
     theirs, ours = larger.state_dict(), target.state_dict()
     names = counterparts(theirs, ours, _even if layers == "even" else _first)
-    missing = [name for name in ours if names[name] not in theirs]
-    if missing:
-        raise ValueError(f"source must be of the target's family, but has no {names[missing[0]]}")
+    require_counterparts(theirs, names)
     parts = _fused_parts(target)
     selected = {
         name: _select(name, theirs[names[name]], tensor.shape, parts.get(name, 1), _head_dim(target, name))

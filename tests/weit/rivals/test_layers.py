@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from tests.weit.rivals.models import hf_vit, timm_resnet, weit_vit
-from weit.rivals.layers import block_list, common_blocks, counterparts, stack_blocks, unstack_blocks
+from weit.rivals import RIVALS
+from weit.rivals.layers import (
+    block_list,
+    common_blocks,
+    counterparts,
+    require_counterparts,
+    stack_blocks,
+    unstack_blocks,
+)
 
 
 def last(position, have, want, path):
@@ -39,6 +47,23 @@ def test_layers_take_from_their_like():
 
 def test_what_has_no_counterpart_keeps_its_name():
     assert counterparts(["a.0.w"], ["a.0.w", "a.1.v", "c"], last) == {"a.0.w": "a.0.w", "a.1.v": "a.1.v", "c": "c"}
+
+
+def test_blocks_that_the_source_has_no_like_of_are_told_from_another_family():
+    theirs, ours = ["s.0.b.0.w", "s.0.b.0.shortcut"], ["s.0.b.0.w", "s.0.b.0.shortcut", "s.0.b.1.w"]
+    with pytest.raises(ValueError, match=r"but s.0.b has 1 in source and 2 in target, and none .* of target's 1"):
+        require_counterparts(theirs, counterparts(theirs, ours, last))
+    with pytest.raises(ValueError, match=r"must be of the target's family, but has no s.0.b.0.v"):
+        require_counterparts(theirs, counterparts(theirs, ["s.0.b.0.w", "s.0.b.0.v"], last))
+    with pytest.raises(ValueError, match=r"must be of the target's family, but has no s.0.w"):  # as many, but others
+        require_counterparts(["s.0.v", "s.1.w"], counterparts(["s.0.v", "s.1.w"], ["s.0.w", "s.1.w"], last))
+    require_counterparts(ours, counterparts(ours, theirs, last))
+
+
+@pytest.mark.parametrize("rival", ["bert2bert", "weight_selection"])
+def test_rivals_say_which_blocks_a_source_has_no_like_of(rival):
+    with pytest.raises(ValueError, match="like the target's, but layer1 has 1 in source and 2 in target"):
+        RIVALS[rival](timm_resnet(depth=2), timm_resnet(depth=1))
 
 
 @pytest.mark.parametrize(("family", "blocks"), [(weit_vit, "blocks"), (hf_vit, "vit.layers")])
