@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from weit.heads import head_dims
 from weit.matching import by_role, find_layers
 
-_PREFIX_TOKENS = ("cls_token", "dist_token", "distillation_token")
+_PREFIX_TOKENS = ("cls_token", "dist_token", "distillation_token", "reg_token")
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def initialize_like(
     embeddings become sinusoidal. Everything else, biases too, stays as it is.
 
     The paper leaves open which sinusoids: here the two-dimensional ones of Beyer et al. 2022, "Better plain ViT
-    baselines", because patches lie on a grid. Positions of class tokens are no patches and stay.
+    baselines", because patches lie on a grid. Positions of class and register tokens are no patches and stay.
 
     Args:
         target: a vision transformer that built-in rules know.
@@ -89,9 +89,9 @@ def _learned_positions(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _sinusoids(model: nn.Module, embedding: Tensor) -> Tensor:
     """Sines and cosines of the row and of the column of each patch, ``(patches, width)``."""
-    names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
     tokens, width = embedding.shape[-2:]
-    without_prefix = tokens - sum(names.count(token) for token in _PREFIX_TOKENS)
+    prefix = [each for name, each in model.named_parameters() if name.rpartition(".")[2] in _PREFIX_TOKENS]
+    without_prefix = tokens - sum(each.shape[1] for each in prefix)
     side = next((isqrt(n) for n in (without_prefix, tokens) if n > 0 and isqrt(n) ** 2 == n), 0)
     if not side or width % 4:
         raise ValueError(

@@ -58,6 +58,20 @@ def test_nothing_else_is_touched(family, positions):
     assert len(changed) == 1 + 2 * (2 if family is timm_vit else 4)
 
 
+@pytest.mark.parametrize("no_embed_class", [False, True])
+def test_register_tokens_are_no_patches(no_embed_class):
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = timm.models.VisionTransformer(**sizes, reg_tokens=4, no_embed_class=no_embed_class)
+    before = model.pos_embed.detach().clone()
+    initialize_like(model)
+    prefix = 0 if no_embed_class else 5
+    assert model.pos_embed.shape[1] == prefix + 4
+    assert torch.equal(model.pos_embed[:, :prefix], before[:, :prefix])
+    grid = model.pos_embed[0, prefix:].detach().view(2, 2, 4, 4)
+    torch.testing.assert_close(grid[0, 1, 0, 0], torch.tensor(1.0).sin())
+
+
 def test_positions_are_sinusoids_of_row_and_column():
     model = initialize_like(timm_vit(16))
     position = model.pos_embed[0].detach()
