@@ -35,7 +35,8 @@ def initialize_like(
     ``"aki"``: heads and hidden features that are added come from the block above, those of the last block from itself.
     This is not function-preserving.
 
-    A deeper model repeats the list of blocks from its start, which is not function-preserving either.
+    A deeper model repeats the list of blocks from its start, which is not function-preserving either. After whole copies
+    come the first blocks here, 1 2 3 1 2 3 1 2 for 8 from 3, and the top ones in the paper's algorithm, 1 2 3 1 2 3 2 3.
 
     The papers leave open or do at random which feature is repeated: here the first ones come again in their order, so
     that heads stay whole. Copies in equal parts would never become different in training; bert2BERT's FPI has equal parts,
