@@ -41,8 +41,8 @@ OPENING = f"""# Recipes
 
 `weit pretrain --config NAME --root FOLDER --out RUN` runs a recipe, with any flag beside it to change it; on several GPUs
 `torchrun --nproc-per-node {PROCESSES} -m weit pretrain ...` ([training.md](training.md)). `--predict` says what the settings
-would need. A smaller try is the same file with a smaller `--size`, fewer `--steps` and your own few images. The recipe's `smaller`
-sizes are parts of its own `size`, so another `--size` needs a `--smaller` of its own:
+would need. A smaller try is the same file with a smaller `--size`, fewer `--steps` and your own few images. The recipe's
+`smaller` sizes are parts of its own `size`, so another `--size` needs a `--smaller` of its own:
 `--config deit-small --size embed_dim=192,depth=6,num_heads=3 --smaller embed_dim=192,depth=3,num_heads=3`.
 
 **None of these has been run at its size.** The table is predicted (`python -m benchmarks.recipe_costs`): numbers that
