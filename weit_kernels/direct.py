@@ -33,7 +33,7 @@ def key(tensors: tuple[Tensor | None, ...], choice: tuple[Any, ...]) -> Hashable
         if type(setting) not in _SETTINGS and not (type(setting) is tuple and all(type(n) is int for n in setting)):
             return None
     learns = torch.is_grad_enabled()
-    sizes: list[Any] = [choice]
+    sizes: list[Any] = [choice, torch._C._is_any_autocast_enabled()]  # which alone lets dtypes differ
     for tensor in tensors:
         if tensor is None:
             sizes.append(None)

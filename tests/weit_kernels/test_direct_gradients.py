@@ -270,6 +270,16 @@ def test_autocast_is_part_of_what_is_known() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_dtypes_that_only_autocast_lets_differ_are_refused_after_it(kind: str) -> None:
+    function, operands = KINDS[kind]
+    x, T, S, bias = (t.float() for t in operands())
+    with torch.autocast("cpu", torch.bfloat16):
+        function(x.bfloat16(), T, S, bias.bfloat16())
+    with pytest.raises(TypeError, match="dtype"):
+        function(x.bfloat16(), T, S, bias.bfloat16())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_autocast_excuses_no_bad_dtype(kind: str) -> None:
     function, operands = KINDS[kind]
     x, T, S, bias = (t.float() for t in operands())
