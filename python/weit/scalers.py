@@ -235,8 +235,9 @@ def _ragged(
             source.state[counterparts[name]].shape[1:], layer.templates.shape[1:3], layer.dense_shape, strict=True
         )
         for blocks, size, new in axes:
-            known = {old for old, now in changed if now == new and ceil(old / size) == blocks} or {blocks * size}
-            if len(known) > 1 and max(known) < new:
+            known = {old for old, now in changed if now == new and ceil(old / size) == blocks}
+            known = known or {new if ceil(new / size) == blocks else blocks * size}
+            if len(known) > 1 and min(known) < new:
                 widths = " or ".join(map(str, sorted(known)))
                 raise ValueError(f"bank.source does not say whether {name!r} grows from {widths} features to {new}")
             before.append(min(known))

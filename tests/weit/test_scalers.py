@@ -127,7 +127,7 @@ def test_convolutions_grow_from_blocks_that_are_cut() -> None:
 
     torch.manual_seed(0)
     narrow, wide = net(6), net(12)
-    rules = {r"3": "inner"}
+    rules = {r"0": "first", r"3": "inner"}  # the first takes one channel, of blocks of four, and goes on taking it
     weit.initialize(wide, _spanning(narrow, 4, rules), steps=0, rules=rules)
     x = torch.randn(2, 1, 8, 8)
     assert torch.allclose(wide(x), narrow(x), atol=1e-4)
