@@ -32,7 +32,7 @@ def check_suitable(
     with kept_modes(model), torch.no_grad(), autocast or nullcontext():
         model.eval()
         outputs = outputs_of(_Asked(model), tuple(tensor.to(device) for tensor in tensors_of(inputs)))
-    if loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss):
+    if loss is F.cross_entropy or type(loss) is nn.CrossEntropyLoss:  # a subclass may take other targets
         _check_targets(targets, outputs)
         if not targets.is_floating_point():
             batches.limit_labels(outputs.shape[1], getattr(loss, "ignore_index", -100))  # torch's default

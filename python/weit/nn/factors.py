@@ -25,7 +25,8 @@ class ComputesWeight(nn.Module):
     _from_dense = "KronLinear.from_linear"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property):
+        found = getattr(type(self), name, None)
+        if isinstance(found, property) and found.fset is None:
             raise AttributeError(
                 f"{name} of a {type(self).__name__} is computed each time it is read, so it cannot be assigned; "
                 f"{self._from_dense} takes a dense layer's numbers, and reset_parameters draws new ones"

@@ -74,3 +74,11 @@ def test_an_objective_of_ones_own_decides_what_data_it_takes() -> None:
         return (model(inputs.float()).mean(1) - targets).square().mean()
 
     assert len(train(vit(), (X.double(), Y.float()), CONFIG, objective=objective, progress=False)) == 1
+
+
+def test_a_cross_entropy_of_ones_own_takes_its_own_targets() -> None:
+    class OfColumns(nn.CrossEntropyLoss):
+        def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return super().forward(outputs, targets[:, 0])
+
+    assert len(train(vit(), (X, Y[:, None]), CONFIG, loss=OfColumns(), progress=False)) == 1

@@ -60,3 +60,17 @@ def test_assigning_the_weight_says_what_to_do_instead(make, kind) -> None:
     else:
         layer.bias = nn.Parameter(torch.zeros_like(layer.bias))
         assert not materialize(layer).bias.any()
+
+
+def test_properties_that_can_be_set_are_set() -> None:
+    class Doubled(nn.Module):
+        def forward(self, templates: torch.Tensor) -> torch.Tensor:
+            return 2 * templates
+
+        def right_inverse(self, templates: torch.Tensor) -> torch.Tensor:
+            return templates / 2
+
+    layer = next(iter(LAYERS.values()))()
+    nn.utils.parametrize.register_parametrization(layer, "templates", Doubled())
+    layer.templates = torch.ones_like(layer.templates)
+    assert torch.equal(layer.templates, torch.ones_like(layer.templates))
