@@ -5,7 +5,7 @@ for each kind of layer are closed under differentiation. With ``Φ(x, dy, T, S) 
 ``∂Φ/∂dy`` and the backward operator returns ``∂Φ/∂x``, ``∂Φ/∂T`` and ``∂Φ/∂S``; ``Φ`` is linear in each argument, so
 derivatives of those are the same two operators with one argument replaced by its tangent. Only inputs are saved for the
 backward pass. Factors may have another dtype than ``x``, as under autocast: they are cast while an operator runs, so that
-layers which share them keep no copies, and each layer's gradient comes in the factor's own precision.
+layers which share them keep no copies, and gradients come in the factors' dtypes.
 """
 
 from __future__ import annotations

@@ -82,10 +82,11 @@ def test_non_contiguous_operands(path: str) -> None:
 @pytest.mark.parametrize("path", [*PATHS, "on_the_fly"])
 def test_gradients_lie_as_the_operators_promise(path: str, backend: str, rows: int) -> None:
     """Whatever the factors' strides; those of an axis of one count too, for DDP compares them."""
-    for one, kernel in product(("N", "m", "n", "p", "q"), ((), (1, 1), (2, 2))):
-        form = Form.of(kernel) if kernel else LINEAR
-        if why_not(path, backend, torch.device("cpu"), torch.float32, form):
-            continue
+    forms = {kernel: Form.of(kernel) if kernel else LINEAR for kernel in ((), (1, 1), (2, 2))}
+    reasons = {k: why_not(path, backend, torch.device("cpu"), torch.float32, form) for k, form in forms.items()}
+    if all(reasons.values()):
+        pytest.skip(reasons[()])
+    for one, kernel in product(("N", "m", "n", "p", "q"), (kernel for kernel, why in reasons.items() if not why)):
         N, m, n, p, q = ({"N": 2, "m": 3, "n": 2, "p": 4, "q": 3} | {one: 1}).values()
         size = [k + 1 for k in kernel]
         dy, x = torch.randn(rows, m * p, *[2 for _ in kernel]), torch.randn(rows, n * q, *size)
