@@ -107,7 +107,7 @@ class CompareConfig:
     pretrain_lr: float = 4e-3
     full_share: float = 0.25
     source_lr: float = 4e-3
-    ligo_lrs: list[float] = field(default_factory=lambda: [5e-3])
+    ligo_lrs: list[float] = field(default_factory=lambda: [2.5e-4, 1e-3, 5e-3])
     mixed_precision: str = "no"
     workers: int = 0
 

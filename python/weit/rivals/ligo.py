@@ -26,7 +26,7 @@ def initialize_like(
     steps: int = 100,
     lr: float = 5e-3,
     batch_size: int = 64,
-    noise: float = 0.1,
+    noise: float = 0.01,
     loss: Loss = F.cross_entropy,
     **settings: Any,
 ) -> nn.Module:
