@@ -124,7 +124,7 @@ def kron_weight(
         ``(out, in, *kernel)``, differentiable in both factors.
 
     Raises:
-        TypeError: a factor is no floating tensor, or dtypes differ. ValueError: sizes or layout do not fit.
+        TypeError: a factor is no floating tensor, or dtypes differ outside autocast. ValueError: sizes or layout do not fit.
     """
     check_floating("templates", templates)
     check_factors(templates, scalers, max(0, templates.dim() - 3))

@@ -19,9 +19,8 @@ points, and with one it always is. The choice of the rate and the points of the 
 on a quicker measurement than the final scores. “Seen”: the pre-training ran at this size too. “Scratch's final after”: the
 first measured step at which the mean curve is where scratch's ends; “in total work”: the same with all work before step 0
 added, in training steps of that target. A step of pre-training on a bank is priced like one of the dense model of its size,
-though the paths of its Kron layers may take other numbers of operations: planned by `weit_kernels.plan` on one CPU, at the
-bank's own size, 3.9 times those of the dense layers with MLPs, 1.5 with the DiT on digits, 1.2 with the transformer on
-Hopper and 1.0 with ViTs. What each rival does is in [rivals.md](rivals.md).
+though the paths of its Kron layers may take other numbers of operations ([findings.md](findings.md) has some). What each
+rival does is in [rivals.md](rivals.md).
 """
 
 if __name__ == "__main__":
