@@ -36,7 +36,7 @@ def rivals(prepared):
     config = CompareConfig(
         out=prepared, bank=prepared / "bank", source=prepared / "source", small=prepared / "small", targets=TARGETS,
         rivals=["ligo", "bert2bert", "mimetic", "tleg", "distillation"],
-        lrs=[1e-3], seeds=1, steps=2, batch_size=8, evaluate_every=2, fit_steps=3,
+        lrs=[1e-3], seeds=1, steps=2, batch_size=8, evaluate_every=2, fit_steps=3, ligo_lrs=[2e-3],
     )  # fmt: skip
     pool = Here(prepared)
     return compare(config, pool), pool.ran

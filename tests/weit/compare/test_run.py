@@ -95,7 +95,7 @@ def test_rivals_that_learn_are_told_how_long(rivals):
     _, ran = rivals
     for name in ("ligo", "tleg", "distillation"):
         assert ran[f"cells/{name}/32x2-lr0.001-seed0"][0].arguments["start"]["learn"] == {
-            "steps": 3, "batch_size": 8, "lr": 5e-3 if name == "ligo" else 4e-3,
+            "steps": 3, "batch_size": 8, "lr": 2e-3 if name == "ligo" else 4e-3,
         }  # fmt: skip
     assert "learn" not in ran["cells/bert2bert/32x2-lr0.001-seed0"][0].arguments["start"]
 
