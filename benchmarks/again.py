@@ -29,7 +29,7 @@ def visit_again(session: pytest.Session, say: Callable[[str], object]) -> None:
     ends = options.ends if options.ends < inf else now + _SHARE * (now - options.began)
     session.config.stash[DEADLINES] = dict.fromkeys(session.config.stash[DEADLINES], inf)
     benches, items = session.config._benchmarksession.benchmarks, {item.nodeid: item for item in session.items}
-    timed = [bench for bench in benches if compared([bench.extra_info])]
+    timed = [bench for bench in benches if compared(bench.extra_info)]
     said = time.monotonic()
     for bench in _turns(timed):
         if time.monotonic() >= ends:

@@ -55,8 +55,8 @@ def behind(shape: str, phase: str, found: Mapping[str, Row]) -> Iterator[Behind]
     rivals = {"dense": 1.0, **{name: row["ratio"] for name, row in found.items() if name != AUTO}}
     for name, theirs in sorted(rivals.items(), key=lambda item: -item[1]):
         if theirs > ours["ratio"]:
-            how = standing(theirs, ours["ratio"])
-            yield Behind(shape, phase, name, theirs, ours["ratio"], how, _differs(name, phase, ours))
+            stands = standing(theirs, ours["ratio"])
+            yield Behind(shape, phase, name, theirs, ours["ratio"], stands, _differs(name, phase, ours))
 
 
 def standing(theirs: float, ours: float) -> str:

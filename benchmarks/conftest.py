@@ -113,7 +113,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = compared(bench.extra_info for bench in config._benchmarksession.benchmarks)
+    rows = [bench.extra_info for bench in config._benchmarksession.benchmarks if compared(bench.extra_info)]
     for table in (ours(rows), peers(rows), whole_models(rows)):
         if table.rows:
             terminalreporter.section(table.title)

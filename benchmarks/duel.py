@@ -22,9 +22,7 @@ from benchmarks.suite import SuiteShape
 Step = Callable[[], object]
 MOST_ROUNDS = 200
 LONG = 0.15  # seconds; longer steps have fewer rounds
-SHORT = (
-    2e9  # operations of the dense layer; longer steps leave nothing in cache that a call beforehand could bring back
-)
+SHORT = 2e9  # operations of the dense layer, after more of which cache holds nothing that a call could bring back
 # What a tenth of a visit's rounds do not exceed, in its fastest visit, is what a layer takes on a CPU: other users of the
 # machine slow rounds down, for seconds or minutes at a time, and none makes one faster. docs/speed.md says more.
 FASTEST = 0.1
@@ -72,8 +70,12 @@ def duel(
     if contender.name == AUTO:
         benchmark.extra_info["plan"] = _plan(given, phase)
     ours, theirs = synchronised(step, options.device), synchronised(dense, options.device)
-    warm = suite.dense_flops(phase) < SHORT
-    benchmark.extra_info.update(interleave(benchmark, ours, theirs, options, record, warm=warm))
+    benchmark.extra_info.update(interleave(benchmark, ours, theirs, options, record, warm=warms(suite, phase)))
+
+
+def warms(suite: SuiteShape, phase: str) -> bool:
+    """Whether ``interleave`` is to bring operands of a shape back into cache."""
+    return suite.dense_flops(phase) < SHORT
 
 
 def interleave(

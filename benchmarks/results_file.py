@@ -37,9 +37,9 @@ class Results:
         return cls(path.stem, data)
 
     @property
-    def rows(self) -> list[Mapping[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """The figures of every benchmark that has a ratio to the dense layer and is not that layer itself."""
-        return tables.compared(bench["extra_info"] for bench in self.data["benchmarks"])
+        return [row for bench in self.data["benchmarks"] if tables.compared(row := bench["extra_info"])]
 
     @property
     def machine(self) -> dict[str, str]:

@@ -37,9 +37,9 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def compared(rows: Iterable[Row]) -> list[Row]:
-    """Those with a ratio to the dense layer; without the dense layer's own, which is there for pytest-benchmark's tables."""
-    return [row for row in rows if "ratio" in row and row.get("contender") != "dense"]
+def compared(row: Row) -> bool:
+    """Whether a row has a ratio to the dense layer and is not that layer's own, which is for pytest-benchmark's tables."""
+    return "ratio" in row and row.get("contender") != "dense"
 
 
 Cases = dict[tuple[str, str], dict[str, Row]]

@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks import models
 from benchmarks.contenders import AUTO, CONTENDERS
 from benchmarks.contenders.dense import dense_layer
-from benchmarks.duel import SHORT, interleave, synchronised
+from benchmarks.duel import interleave, synchronised, warms
 from benchmarks.operands import Operands, check, errors, make_step
 from benchmarks.options import Options
 from benchmarks.record import Record
@@ -54,7 +54,7 @@ def test_layer(benchmark: BenchmarkFixture, axis: str, value: int, options: Opti
     suite = given.suite
     benchmark.extra_info.update(rows=suite.rows, limit=suite.limit("train"))
     steps = (synchronised(step, options.device) for step in (ours, theirs))
-    _time(benchmark, *steps, "one layer", axis, value, options, record, warm=suite.dense_flops("train") < SHORT)
+    _time(benchmark, *steps, "one layer", axis, value, options, record, warm=warms(suite, "train"))
 
 
 @pytest.mark.parametrize(("axis", "value"), _cases(MODEL_SWEEPS))

@@ -3,13 +3,13 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.contenders import AUTO, CONTENDERS, PEERS, Contender
+from benchmarks.contenders import AUTO, CONTENDERS, DENSE, PEERS, Contender
 from benchmarks.duel import duel
 from benchmarks.options import Options
 from benchmarks.record import Record
 from benchmarks.suite import SuiteShape
 
-BESIDE = tuple(contender for contender in CONTENDERS if contender.name in ("dense", AUTO)) + PEERS
+BESIDE = (DENSE, *(contender for contender in CONTENDERS if contender.name == AUTO), *PEERS)
 # On a CPU one of each kind, unless --shapes says otherwise: many and few scaler rows, many templates, few rows of x.
 # The dearest comes last: peers that take a call a term take minutes for its 64.
 CPU_SHAPES = ("square_768", "policy_1024", "decode_4096_b16", "deit_b_fc1", "llm_4096", "deit_b_fc1_many")

@@ -130,7 +130,7 @@ def check_factors(templates: Tensor, scalers: Tensor, kernel_dims: int = 0) -> N
     check_alike("scalers", scalers, "templates", templates)
 
 
-_CAST = (torch.float32, torch.bfloat16, torch.float16)
+_CAST = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
 
 
 def computed_dtype(tensor: Tensor) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,30 +32,25 @@ def check_suitable(
     device = next(model.parameters()).device
     with kept_modes(model), torch.no_grad(), autocast or nullcontext():
         model.eval()
-        outputs = outputs_of(_Asked(model), tuple(tensor.to(device) for tensor in tensors_of(inputs)))
+        outputs = outputs_of(partial(_ask, model), tuple(tensor.to(device) for tensor in tensors_of(inputs)))
     if loss is F.cross_entropy or type(loss) is nn.CrossEntropyLoss:  # a subclass may take other targets
         _check_targets(targets, outputs)
         if not targets.is_floating_point():
             batches.limit_labels(outputs.shape[1], getattr(loss, "ignore_index", -100))  # torch's default
 
 
-class _Asked:
-    """A model whose refusal of its inputs is said in words about the data."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        try:
-            return self._model(*inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            given = ", ".join(map(_described, inputs))
-            dtype, reason = next(self._model.parameters()).dtype, " ".join(str(error).split())
-            raise ValueError(
-                f"data must suit model, which is of {_name(dtype)}, but it refuses an item with inputs {given}: {reason}"
-            ) from error
+def _ask(model: nn.Module, *inputs: Tensor) -> Any:
+    """What ``model`` answers; if it refuses, that is said in words about the data."""
+    try:
+        return model(*inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        given = ", ".join(map(_described, inputs))
+        dtype, reason = _name(next(model.parameters()).dtype), " ".join(str(error).split())
+        raise ValueError(
+            f"data must suit model, which is of {dtype}, but it refuses an item with inputs {given}: {reason}"
+        ) from error
 
 
 def _check_targets(targets: Tensor, outputs: Tensor) -> None:
@@ -64,16 +60,17 @@ def _check_targets(targets: Tensor, outputs: Tensor) -> None:
     expected = f"labels {of_labels} of int64, or probabilities {tuple(outputs.shape)}, for an item"
     wrong = f"targets must be {expected}, got {_described(targets)}"
     if targets.is_floating_point():
-        if targets.dim() < outputs.dim():
-            raise TypeError(wrong)
-    elif targets.dtype not in (torch.int64, torch.uint8):  # what torch takes
+        unknown, shape = targets.dim() < outputs.dim(), tuple(outputs.shape)
+    else:
+        unknown, shape = targets.dtype not in (torch.int64, torch.uint8), of_labels  # what torch takes
+    if unknown:
         raise TypeError(wrong)
-    if targets.shape != (outputs.shape if targets.is_floating_point() else of_labels):
+    if targets.shape != shape:
         raise ValueError(wrong)
 
 
 def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)} of {_name(tensor.dtype)}"
 
 
 def _name(dtype: torch.dtype) -> str:
