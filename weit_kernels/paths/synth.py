@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from weit_kernels.paths.blocks import accumulator, blocks, widen, workspace
+from weit_kernels.paths.blocks import accumulator, blocks, rows_per_block, widen, workspace
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -47,10 +49,15 @@ def whole_weight(T: Tensor, S: Tensor, out: int, inn: int, layout: str) -> Tenso
 
 def whole_gradients(dweight: Tensor, T: Tensor, S: Tensor, need: list[bool], layout: str) -> Pair:
     """``dT`` and ``dS`` of ``dweight (out, in, *kernel)``; ``None`` where not needed."""
-    flat = S.reshape(S.shape[0], -1)
-    piece = _in_blocks(dweight, T, S, layout).reshape(flat.shape[1], -1)
-    dT = torch.mm(flat, piece).view(T.shape) if need[0] else None
-    dS = torch.mm(T.reshape(T.shape[0], -1), piece.t()).view(S.shape) if need[1] else None
+    ordered = _in_blocks(dweight, T, S, layout)
+    return _contracted(ordered.reshape(S[0].numel(), -1), T, S, need)
+
+
+def _contracted(piece: Tensor, T: Tensor, S: Tensor, need: list[bool]) -> Pair:
+    """``dT`` and ``dS`` of blocks ``(m·n, p·q·taps)``."""
+    N = S.shape[0]
+    dT = torch.mm(S.reshape(N, -1), piece).view(T.shape) if need[0] else None
+    dS = torch.mm(T.reshape(N, -1), piece.t()).view(S.shape) if need[1] else None
     return dT, dS
 
 
@@ -65,6 +72,9 @@ def _in_blocks(dweight: Tensor, T: Tensor, S: Tensor, layout: str) -> Tensor:
 
 def gradients(dweight: Tensor, T: Tensor, S: Tensor, need: list[bool], layout: str, scratch_bytes: int) -> Pair:
     """What ``add_gradients`` adds to zeros, rounded to the factors' dtypes; ``None`` where not needed."""
+    m = S.shape[1]
+    if rows_per_block(m, _row_bytes(T, S), scratch_bytes) == m:  # one product each, so nothing to add up
+        return _contracted(_piece(_in_blocks(dweight, T, S, layout), T), T, S, need)
     dT, dS = accumulator(T, *T.shape) if need[0] else None, accumulator(S, *S.shape) if need[1] else None
     add_gradients(dweight, T, S, dT, dS, layout, scratch_bytes)
     return None if dT is None else dT.to(T.dtype), None if dS is None else dS.to(S.dtype)
@@ -77,13 +87,22 @@ def add_gradients(
 
     ``T (N, p, q, *kernel)`` and ``S (N, m, n)`` are the factors of this panel; ``dT`` and ``dS`` have their shapes.
     """
-    N, (m, n) = T.shape[0], S.shape[1:]
-    ordered, flat = _in_blocks(dweight, T, S, layout), T.reshape(N, -1)
-    for rows in blocks(m, n * flat.shape[1] * T.element_size(), scratch_bytes):
-        piece = workspace("block", T, (rows.stop - rows.start) * n, flat.shape[1])
-        piece.view(ordered[rows].shape).copy_(ordered[rows])
-        if dT is not None:
-            dT += (S[:, rows].reshape(N, -1) @ piece).view(T.shape)
-        if dS is not None:
-            dS[:, rows] += (flat @ piece.t()).view(N, -1, n)
-        del piece  # before the next is made
+    ordered, need = _in_blocks(dweight, T, S, layout), [dT is not None, dS is not None]
+    for rows in blocks(S.shape[1], _row_bytes(T, S), scratch_bytes):
+        totals = dT, None if dS is None else dS[:, rows]
+        for total, more in zip(totals, _contracted(_piece(ordered[rows], T), T, S[:, rows], need), strict=True):
+            if total is not None and more is not None:
+                total += more
+
+
+def _row_bytes(T: Tensor, S: Tensor) -> int:
+    """One row ``i`` of blocks."""
+    return S.shape[2] * T[0].numel() * T.element_size()
+
+
+def _piece(ordered: Tensor, like: Tensor) -> Tensor:
+    """``(rows, n, p, q, taps)`` → ``(rows·n, p·q·taps)`` in workspace memory, until the next is made."""
+    rows, n, *block = ordered.shape
+    piece = workspace("block", like, rows * n, prod(block))
+    piece.view(ordered.shape).copy_(ordered)
+    return piece

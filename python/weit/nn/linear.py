@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from weit.nn.factors import ComputesWeight, KronFactors, check_size
 from weit_kernels import kron_linear
+from weit_kernels.ops import autocast
 
 
 class KronLinear(KronFactors):
@@ -151,6 +152,7 @@ class KronFusedLinear(ComputesWeight):
         self.out_features: int = sum(part.out_features for part in parts)
 
     def forward(self, x: Tensor) -> Tensor:
+        x, _ = autocast(x, None)  # once: each part would make and keep a copy of its own
         return torch.cat([part(x) for part in self._layers()], -1)
 
     @property

@@ -282,6 +282,22 @@ def test_fused_layer_is_its_parts_side_by_side(bias):
     assert list(layer.state_dict())[:2] == ["parts.0.templates", "parts.0.scalers"]
 
 
+def test_parts_of_a_fused_layer_keep_one_copy_of_the_input_under_autocast():
+    layer = fused().float()
+    x, kept = torch.randn(5, 12, requires_grad=True), []
+
+    def keep(tensor):
+        if tensor.shape == x.shape:
+            kept.append(tensor)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert [tensor.dtype for tensor in kept] == [torch.bfloat16] * 3
+    assert len({tensor.data_ptr() for tensor in kept}) == 1
+
+
 def test_fused_layer_refuses_parts_that_do_not_fit():
     with pytest.raises(ValueError, match="at least one"):
         KronFusedLinear([])
