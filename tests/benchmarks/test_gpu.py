@@ -172,6 +172,14 @@ def test_a_process_is_stopped_when_its_time_is_up(tmp_path: Path, monkeypatch: p
     assert outcome.output == "began\n"
 
 
+def test_what_slows_the_librarys_calls_down_is_for_tests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setenv("WEIT_TUNE", "0")
+    assert steps.environment()["WEIT_TUNE"] == "0"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in steps.environment()
+    assert steps.environment(CUBLAS_WORKSPACE_CONFIG=":16:8")["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
 # Stands in for the measuring process: the contender "deadly" ends it or hangs, "good" is measured after it.
 CHILD = """
 import os, sys, time

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from weit.bank import TemplateBank
-from weit.by_name import check_built_with
+from weit.by_name import OF_DATA, check_built_with
 from weit.compare import jobs
 from weit.compare.config import SOURCES, CompareConfig
 from weit.compare.lines import Job
 from weit.files import digest
 from weit.heads import head_dims, require_same_heads
 from weit.models import create_model, load_model
+from weit.models.create import default_arguments
 from weit.models.sizes import parse_size, training_flops
 from weit.tasks import Size, Task
 
@@ -84,6 +85,12 @@ def check_targets(config: CompareConfig, task: Task, model: str, bank: Origin | 
 def work(kind: str, config: CompareConfig, task: Task, model: str) -> float:
     """What making one costs, in the units of jobs."""
     return config.pretrain_steps * training_flops(model, task.arguments(model, _size(kind, config)))
+
+
+def usual(task: Task, model: str) -> dict[str, Any]:
+    """What a size is where it does not say, but for what the data give."""
+    arguments = {**default_arguments(model), **task.arguments(model, {})}
+    return {name: value for name, value in arguments.items() if name not in OF_DATA}
 
 
 def common(config: CompareConfig, task: Task, model: str, size: Size) -> dict[str, Any]:

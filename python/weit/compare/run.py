@@ -10,17 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weit.by_name import OF_DATA
 from weit.compare import jobs
 from weit.compare.config import LEARNED, LONGER, SCRATCH, SOURCES, WEIT, CompareConfig
 from weit.compare.folder import held
 from weit.compare.lines import Job, Line
 from weit.compare.pool import Pool
-from weit.compare.prepare import BANK, Origin, check_targets, common, given, making, needed, read_origin, work
+from weit.compare.prepare import BANK, Origin, check_targets, common, given, making, needed, read_origin, usual, work
 from weit.compare.summary import Rates, Row, best_rates, kind_of, summarize
 from weit.engine.run_folder import write_flags
 from weit.models import create_model
-from weit.models.create import default_arguments
 from weit.models.sizes import parse_size, training_flops
 from weit.rivals import RIVALS
 from weit.tasks import Metric, Task
@@ -122,7 +120,7 @@ class _Plan:
         pairs = [(target, name) for name in reversed(self.config.starts) for target in costly]
         found = dict(zip(pairs, pool.follow([*map(self._cells, pairs)], "comparing", self._work()), strict=True))
         served = {name: sum(not found[target, name].absent for target in self.sizes) for name in self.config.starts}
-        default = {name: value for name, value in default_arguments(self.model).items() if name not in OF_DATA}
+        default = usual(self.task, self.model)
         rows = []
         for target, size in self.sizes.items():
             present = {name: found[target, name] for name in self.config.starts if not found[target, name].absent}
