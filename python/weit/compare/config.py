@@ -120,8 +120,9 @@ class CompareConfig:
         rates = ("lrs", "fit_lrs", "ligo_lrs")
         for name in ("targets", *rates):
             require(self, name, bool(getattr(self, name)), "a list that is not empty")
-        for name in ("targets", *rates, "rivals"):
-            values = getattr(self, name)
+        known = {name: [f"{lr:g}" for lr in getattr(self, name)] for name in rates}  # as jobs are called
+        known |= {"targets": [str(sorted(parse_size(size).items())) for size in self.targets], "rivals": self.rivals}
+        for name, values in known.items():
             require(self, name, len(values) == len(set(values)), "a list without repetitions")
         for name in rates:
             require(self, name, all(0 < lr and isfinite(lr) for lr in getattr(self, name)), "positive")

@@ -158,22 +158,22 @@ def train_cell(folder: Path, paths: Paths, report: Report, **cell: Any) -> dict[
     end on the test split in full.
 
     ``cell`` is as ``begin_cell`` takes it. A run whose loss or score becomes infinite ends with the worst score that it had
-    on the way; one whose rival finds no start at all keeps the score of a fresh model.
+    on the way; one whose rival finds no start at all, or whose start has no finite scores, keeps the score of a fresh model.
     """
     try:
         loaded, config, network = begin_cell(paths, **cell)
+        name = loaded.metrics[0].name
+        curve = [_test_scores(loaded, network.to(training_device()), quick=True)[name]]
     except FloatingPointError:
         loaded, config, network = begin_cell({}, **{**cell, "initializer": "scratch", "start": {}})
         score = _test_scores(loaded, network.to(training_device()), quick=True)[loaded.metrics[0].name]
         return _left_by_cell(loaded, config, network, [score], None, 0.0)
-    network.to(training_device())
-    name, progress = loaded.metrics[0].name, _Ticks(report, config)
+    progress = _Ticks(report, config)
 
     def evaluate(_: nn.Module) -> dict[str, float]:
         curve.append(_test_scores(loaded, network, quick=True)[name])
         return progress()
 
-    curve = [_test_scores(loaded, network, quick=True)[name]]
     final, started = None, time.perf_counter()
     try:
         train_dense(loaded, network, config, evaluate=evaluate, progress=False)

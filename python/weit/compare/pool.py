@@ -101,7 +101,10 @@ class Pool:
     def _give(self, job: Job) -> None:
         connection = self._idle.pop()
         self._busy[connection] = job
-        connection.send(job)
+        try:
+            connection.send(job)
+        except OSError:  # it died while it had nothing to do
+            raise self._death(connection, job) from None
 
     def _collect(self) -> list[tuple[Job, float | None, Any]]:
         """What workers say within a second: a job, and the share done, or ``None`` and its result."""
@@ -112,10 +115,7 @@ class Pool:
             try:
                 kind, answer = connection.recv()
             except (EOFError, ConnectionResetError):
-                process = self._processes[connection]
-                process.join()
-                hint = " (killed; out of memory?)" if process.exitcode == -signal.SIGKILL else ""
-                raise RuntimeError(f"the worker of {job.name} died with exit code {process.exitcode}{hint}") from None
+                raise self._death(connection, job) from None
             if kind == "failed":
                 message, details = answer
                 raise RuntimeError(f"{job.name} failed: {message}") from RuntimeError(f"in the worker:\n{details}")
@@ -124,6 +124,12 @@ class Pool:
                 self._idle.append(connection)
             news.append((job, None, answer) if kind == "done" else (job, answer, None))
         return news
+
+    def _death(self, connection: Connection, job: Job) -> RuntimeError:
+        process = self._processes[connection]
+        process.join()
+        hint = " (killed; out of memory?)" if process.exitcode == -signal.SIGKILL else ""
+        return RuntimeError(f"the worker of {job.name} died with exit code {process.exitcode}{hint}")
 
 
 def _serve(connection: Connection, out: Path) -> None:

@@ -16,6 +16,7 @@ from weit.compare.config import SOURCES, CompareConfig
 from weit.compare.lines import Job
 from weit.files import digest
 from weit.heads import head_dims, require_same_heads
+from weit.matching import by_role, find_layers
 from weit.models import create_model, load_model
 from weit.models.create import default_arguments
 from weit.models.sizes import parse_size, training_flops
@@ -70,16 +71,21 @@ def given(config: CompareConfig, task: Task, model: str) -> dict[str, Origin]:
 
 
 def check_targets(config: CompareConfig, task: Task, model: str, bank: Origin | None) -> None:
-    """Raise ``ValueError`` if a target, or a smaller size that a bank yet to come is to learn, cannot be built or has other
-    heads than the bank.
+    """Raise ``ValueError`` if a target, or a smaller size that a bank yet to come is to learn, cannot be built, has other
+    heads than the bank or layers of a role that it lacks.
     """
     full = bank.arguments if bank else task.arguments(model, _size(BANK, config))
     sizes = config.targets if bank else [*config.targets, *(config.smaller or [])]
     with torch.device("meta"):
-        heads = head_dims(create_model(model, **full))
+        network = create_model(model, **full)
+        heads, roles = head_dims(network), by_role(find_layers(network, None)).keys()
         for size in sizes:
             network = create_model(model, **task.arguments(model, parse_size(size)))
             require_same_heads(network, heads, target_name=size, source_name="the bank")
+            if missing := by_role(find_layers(network, None)).keys() - roles:
+                raise ValueError(
+                    f"targets and smaller sizes must have roles of the bank's, which lacks {min(missing)!r} of {size}"
+                )
 
 
 def work(kind: str, config: CompareConfig, task: Task, model: str) -> float:
@@ -88,7 +94,7 @@ def work(kind: str, config: CompareConfig, task: Task, model: str) -> float:
 
 
 def usual(task: Task, model: str) -> dict[str, Any]:
-    """What a size is where it does not say, but for what the data give."""
+    """What a size is where it does not say, patches that suit the data among it; not what only the data decide."""
     arguments = {**default_arguments(model), **task.arguments(model, {})}
     return {name: value for name, value in arguments.items() if name not in OF_DATA}
 
@@ -147,4 +153,5 @@ def _check_family(kind: str, origin: Origin, task: Task, model: str) -> None:
         raise ValueError(
             f"bank must be of the targets' model, {model}, but {origin.folder} is of {origin.model or 'none'}"
         )
-    check_built_with(kind, origin.folder, origin.arguments, task.arguments(model, {}))
+    of_data = {name: value for name, value in task.arguments(model, {}).items() if name in OF_DATA}
+    check_built_with(kind, origin.folder, origin.arguments, of_data)

@@ -57,7 +57,8 @@ def compare(config: CompareConfig, pool: Pool | None = None, *, flags: Mapping[s
     Raises:
         ValueError, OSError: bad settings, data, or a bank or model that was given, before anything is trained; ``out``
             holds something that is no comparison's, or another comparison is running in it.
-        RuntimeError: a job failed, or scalers diverge at all rates; what was under way ends, what is finished is kept.
+        RuntimeError: a job failed, or scalers diverge at all rates; what was under way ends, what is finished is kept. Also
+            a package that the model or the data need is missing.
     """
     task = config.task()
     model = config.model or task.model

@@ -152,7 +152,8 @@ class KronFusedLinear(ComputesWeight):
         self.out_features: int = sum(part.out_features for part in parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, _ = autocast(x, None)  # once: each part would make and keep a copy of its own
+        # Once: each part would make and keep a copy of its own. Their gradients are added up in that dtype.
+        x, _ = autocast(x, None)
         return torch.cat([part(x) for part in self._layers()], -1)
 
     @property

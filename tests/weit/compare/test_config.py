@@ -23,6 +23,8 @@ def test_workers_are_the_cores_unless_said():
         ({"lrs": []}, "lrs must be a list that is not empty, got"),
         ({"targets": []}, "targets must be a list that is not empty, got"),
         ({"lrs": [1e-3, 1e-3]}, "lrs must be a list without repetitions"),
+        ({"lrs": [1e-3, 1.0000001e-3]}, "lrs must be a list without repetitions"),  # one job's name
+        ({"targets": ["16x1", "depth=1,width=16"]}, "targets must be a list without repetitions"),
         ({"lrs": [0.0]}, "lrs must be positive"),
         ({"lrs": [float("nan")]}, "lrs must be positive"),
         ({"fit_lrs": [float("inf")]}, "fit_lrs must be positive"),

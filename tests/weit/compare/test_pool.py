@@ -117,6 +117,16 @@ def test_a_failure_is_one_error_and_finished_jobs_stay(tmp_path, value, message)
     assert not (tmp_path / "bad.json").exists()
 
 
+def test_a_worker_that_died_while_it_was_idle_is_one_error(tmp_path):
+    with Pool(tmp_path, 1) as pool:
+        pool.run([job(tmp_path, "good", 1)], "first")
+        (process,) = pool._processes.values()
+        process.kill()
+        process.join()
+        with pytest.raises(RuntimeError, match=r"the worker of next died with exit code -9 \(killed"):
+            pool.run([job(tmp_path, "next", 1)], "second")
+
+
 def test_leaving_ends_busy_workers(tmp_path):
     begun = time.monotonic()
     pool = Pool(tmp_path, 1)

@@ -16,6 +16,7 @@ from weit.compare.summary import kind_of
 from weit.engine.processes import Processes
 from weit.models import load_model
 from weit.models.create import default_arguments
+from weit.rivals import RIVALS
 from weit.tasks import load_task
 from weit.tasks.classification import Classification
 
@@ -274,6 +275,57 @@ def test_a_target_that_cannot_be_built_is_refused_before_anything_is_trained(tmp
     with pytest.raises(ValueError, match="head_dim must divide width"):
         compare(CompareConfig(out=tmp_path, targets=["16x1", "30x1"]), pool)
     assert not pool.ran
+
+
+def test_a_target_with_layers_that_the_bank_has_no_templates_for_is_refused_before_anything_is_trained(tmp_path):
+    pytest.importorskip("transformers")
+    pool = Here(tmp_path)
+    sizes = {"size": "width=8,depth=1,stages=2", "source_size": "8x1", "small_size": "8x1", "smaller": []}
+    with pytest.raises(ValueError, match=r"roles of the bank's, which lacks 'stage\d_\w+' of width=8,depth=1,stages=4"):
+        compare(CompareConfig(out=tmp_path, model="resnet", targets=["width=8,depth=1,stages=4"], **sizes), pool)
+    assert not pool.ran
+
+
+def test_a_given_bank_may_have_patches_of_another_size_than_the_data_call_for(tmp_path):
+    size = "width=16,depth=1,patch_size=4"
+    common = {
+        "targets": [size], "size": size, "smaller": [], "rivals": [], "lrs": [1e-3], "fit_lrs": [1e-3], "seeds": 1,
+        "steps": 1, "batch_size": 8, "fit_steps": 1, "pretrain_steps": 1,
+    }  # fmt: skip
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    first = compare(CompareConfig(out=tmp_path / "first", **common), Here(tmp_path / "first"))
+    bank = {"bank": tmp_path / "first" / "bank"}
+    second = compare(CompareConfig(out=tmp_path / "second", **common, **bank), Here(tmp_path / "second"))
+    assert second.rows[0].outcomes["weit"].tests == first.rows[0].outcomes["weit"].tests
+
+
+def test_a_start_whose_scores_are_not_finite_keeps_those_of_a_fresh_model(tmp_path, prepared, monkeypatch):
+    config = CompareConfig(
+        out=tmp_path, targets=["16x1"], rivals=["weight_selection"], lrs=[1e-3], seeds=1, steps=1, batch_size=8,
+        fit_lrs=[1e-3], fit_steps=1, bank=prepared / "bank", source=prepared / "source",
+    )  # fmt: skip
+
+    def spoilt(target, source, **_):
+        with torch.no_grad():
+            next(target.parameters()).fill_(float("nan"))
+        return target
+
+    usual = compare(config, Here(tmp_path)).rows[0].outcomes
+    monkeypatch.setitem(RIVALS, "weight_selection", spoilt)
+    monkeypatch.setattr(Classification, "evaluate", _finite_or_nan(Classification.evaluate))
+    (tmp_path / "spoilt").mkdir()
+    found = compare(replace(config, out=tmp_path / "spoilt"), Here(tmp_path / "spoilt")).rows[0].outcomes
+    assert found["weight_selection"].tests == [found["scratch"].curve[0][1]]
+    assert found["weit"].tests == usual["weit"].tests
+
+
+def _finite_or_nan(evaluate):
+    def scores(self, model, split, **how):
+        broken = any(parameter.isnan().any() for parameter in model.parameters())
+        return {"accuracy": float("nan")} if broken else evaluate(self, model, split, **how)
+
+    return scores
 
 
 OTHER_HEADS = "width=16,depth=1,head_dim=8"

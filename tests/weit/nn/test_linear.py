@@ -296,6 +296,11 @@ def test_parts_of_a_fused_layer_keep_one_copy_of_the_input_under_autocast():
     assert y.dtype == torch.bfloat16
     assert [tensor.dtype for tensor in kept] == [torch.bfloat16] * 3
     assert len({tensor.data_ptr() for tensor in kept}) == 1
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    exact = dy.double() @ layer.weight.double()
+    dense = (dy @ layer.weight.bfloat16()).double()
+    assert (x.grad - exact).norm() <= 3 * (dense - exact).norm()
 
 
 def test_fused_layer_refuses_parts_that_do_not_fit():
