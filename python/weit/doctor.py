@@ -96,7 +96,7 @@ def _backend(backend: str, device: str) -> str:
 
 
 def _data() -> dict[str, str]:
-    digits = "in scikit-learn" if _version("scikit-learn") else "needs scikit-learn: pip install weit[demo]"
+    digits = "in scikit-learn" if _version("scikit-learn") else "needs scikit-learn: pip install .[demo]"
     try:
         fashion = str(find_fashion_mnist())
     except FileNotFoundError as error:

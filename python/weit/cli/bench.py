@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +62,8 @@ def run(parser: Parser, given: Namespace) -> None:
         raise FileNotFoundError(
             "there is no benchmarks/ here: the suites are in weit's repository, run this in a checkout"
         )
+    if missing := [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]:
+        raise RuntimeError(f"the suites need {' and '.join(missing)}: pip install .[bench]")
     suites = subprocess.Popen([sys.executable, "-m", "benchmarks", *flags.arguments()])
     try:
         status = suites.wait()

@@ -79,7 +79,7 @@ def _timm(model: str, **arguments: Any) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise RuntimeError(f"timm:{model} needs timm: pip install weit[timm] ({error})") from error
+        raise RuntimeError(f"timm:{model} needs timm: pip install .[timm] ({error})") from error
     except RuntimeError as error:  # what torchvision raises beside a torch of another build
         raise RuntimeError(
             f"timm:{model}: timm does not import ({error}); torchvision must be built for this torch"
@@ -97,7 +97,7 @@ def _hugging_face(
     try:
         from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification
     except ImportError as error:
-        raise RuntimeError(f"hf:{model} needs transformers: pip install weit[transformers] ({error})") from error
+        raise RuntimeError(f"hf:{model} needs transformers: pip install .[transformers] ({error})") from error
     if model not in CONFIG_MAPPING:
         near = get_close_matches(model, CONFIG_MAPPING, 3)
         hint = f"; near it: {', '.join(near)}" if near else ""

@@ -129,7 +129,7 @@ def _own_images(kind: str, root: Path | None, options: dict[str, Any]) -> Classi
     try:
         from weit.tasks import images
     except (ImportError, RuntimeError) as error:  # the latter beside a torch that torchvision is not built for
-        needed = "torchvision, built for this torch: pip install weit[images]"
+        needed = "torchvision, built for this torch: pip install .[images]"
         raise RuntimeError(f"data {kind} needs {needed} ({error})") from error
     return images.load(kind, root, **options)
 
@@ -138,7 +138,7 @@ def _digits() -> Classification:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise RuntimeError(f"the digits come with scikit-learn: pip install weit[demo] ({error})") from error
+        raise RuntimeError(f"the digits come with scikit-learn: pip install .[demo] ({error})") from error
     data = load_digits()
     images, labels = data.images.astype(np.float32)[:, None], data.target.astype(np.int64)
     test, rest = stratified(labels, 450)

@@ -28,7 +28,7 @@ def scheduler(name: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise RuntimeError(f"image generation needs diffusers: pip install weit[generation] ({error})") from error
+        raise RuntimeError(f"image generation needs diffusers: pip install .[generation] ({error})") from error
     return getattr(diffusers, name)(**_SCHEDULE)
 
 

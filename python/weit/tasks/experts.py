@@ -46,7 +46,7 @@ def train_expert(name: str, steps: int, *, seed: int = 0, evaluate_every: int = 
         from stable_baselines3 import PPO
         from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
     except ImportError as error:
-        raise RuntimeError(f"training experts needs stable-baselines3: pip install weit[control] ({error})") from error
+        raise RuntimeError(f"training experts needs stable-baselines3: pip install .[control] ({error})") from error
     with own_randomness(seed):
         environments = VecNormalize(DummyVecEnv([lambda: make_environment(name)] * _TOGETHER))
         progress = [1.0]  # what is left of the training; stable-baselines3 knows of a single call to learn

@@ -88,7 +88,7 @@ def fine_tune(
 
         from weit.tasks.actor_critic import ActorPolicy, BeforeRollouts
     except ImportError as error:
-        raise RuntimeError(f"fine-tuning needs stable-baselines3: pip install weit[control] ({error})") from error
+        raise RuntimeError(f"fine-tuning needs stable-baselines3: pip install .[control] ({error})") from error
     _check(policy, judges[0], mean, std, context)
 
     @torch.no_grad()

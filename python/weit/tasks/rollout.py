@@ -21,12 +21,12 @@ def make_environment(name: str) -> Any:
     try:
         import gymnasium
     except ImportError as error:
-        raise RuntimeError(f"control needs Gymnasium: pip install weit[control] ({error})") from error
+        raise RuntimeError(f"control needs Gymnasium: pip install .[control] ({error})") from error
     try:
         with _quiet():
             environment = gymnasium.make(name, disable_env_checker=True)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        raise RuntimeError(f"{name} needs its simulator: pip install weit[control] ({error})") from error
+        raise RuntimeError(f"{name} needs its simulator: pip install .[control] ({error})") from error
     except gymnasium.error.Error as error:
         raise ValueError(f"no environment {name!r}: {error}") from error
     for what, space in (("observations", environment.observation_space), ("actions", environment.action_space)):

@@ -60,7 +60,7 @@ def read_saved(root: Path) -> dict[str, SavedImages]:
     try:
         from datasets import DatasetDict, load_from_disk
     except ImportError as error:
-        raise RuntimeError(f"data hf-dataset needs datasets: pip install weit[images] ({error})") from error
+        raise RuntimeError(f"data hf-dataset needs datasets: pip install .[images] ({error})") from error
     if not root.is_dir():
         raise FileNotFoundError(f"root is not a folder: {root}")
     try:

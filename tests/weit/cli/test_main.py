@@ -325,3 +325,12 @@ def test_doctor_names_machine_backends_and_extras(capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     for word in (torch.__version__, "triton", "digits", "timm", "c++"):
         assert word in text
+
+
+def test_suites_without_pytest_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("weit.cli.bench.find_spec", lambda name: None)
+    assert run("bench") == 1
+    said = capsys.readouterr().err.strip()
+    assert said == "weit bench: the suites need pytest and pytest_benchmark: pip install .[bench]"
