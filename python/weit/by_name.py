@@ -24,6 +24,11 @@ OF_DATA = ("img_size", "in_chans", "num_classes", "obs_dim", "act_dim", "context
 """Arguments of models that the data decide; the others are sizes."""
 
 
+def of_data(task: Task, model: str) -> dict[str, Any]:
+    """Those arguments of ``model`` that the data of ``task`` decide."""
+    return {name: value for name, value in task.arguments(model, {}).items() if name in OF_DATA}
+
+
 def made_for(task: Task) -> dict[str, Any]:
     """Which task, but for where its data are: what banks, models and the settings of runs keep of it."""
     return {"family": task.family, "data": task.name, **task.options}

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import nn
 
-from weit.by_name import OF_DATA, build, check_built_with, made_for, train_dense
+from weit.by_name import build, check_built_with, made_for, of_data, train_dense
 from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
 from weit.cli.model import SIZE, DataFlags, SizeFlags, model_arguments, scores
 from weit.engine import TrainConfig, is_main_process
@@ -56,10 +56,10 @@ def run(parser: Parser, given: Namespace) -> None:
         network, saved = load_model(flags.init)
         model, arguments = saved["model"], saved["arguments"]
         task = data.or_else(saved).task(parser)
-        of_data = {name: value for name, value in task.arguments(model, {}).items() if name in OF_DATA}
-        if not _fits(network, model, {**arguments, **of_data}):
-            check_built_with("init", flags.init, arguments, of_data)
-        arguments = {**arguments, **of_data}
+        decided = of_data(task, model)
+        if not _fits(network, model, {**arguments, **decided}):
+            check_built_with("init", flags.init, arguments, decided)
+        arguments = {**arguments, **decided}
     else:
         task = data.task(parser)
         model = flags.model or task.model

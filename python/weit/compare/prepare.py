@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from weit.bank import TemplateBank
-from weit.by_name import OF_DATA, check_built_with
+from weit.by_name import OF_DATA, check_built_with, of_data
 from weit.compare import jobs
 from weit.compare.config import SOURCES, CompareConfig
 from weit.compare.lines import Job
@@ -153,5 +153,4 @@ def _check_family(kind: str, origin: Origin, task: Task, model: str) -> None:
         raise ValueError(
             f"bank must be of the targets' model, {model}, but {origin.folder} is of {origin.model or 'none'}"
         )
-    of_data = {name: value for name, value in task.arguments(model, {}).items() if name in OF_DATA}
-    check_built_with(kind, origin.folder, origin.arguments, of_data)
+    check_built_with(kind, origin.folder, origin.arguments, of_data(task, model))

@@ -7,15 +7,11 @@ import pytest
 import torch
 
 from tests.weit.compare.miniature import TARGETS, Here, flops
-from tests.weit.tasks.test_classification import write_fashion_mnist
 from weit.bank import TemplateBank
 from weit.compare import CompareConfig, compare, jobs
-from weit.compare.prepare import usual
 from weit.compare.run import start_name
-from weit.compare.summary import kind_of
 from weit.engine.processes import Processes
 from weit.models import load_model
-from weit.models.create import default_arguments
 from weit.rivals import RIVALS
 from weit.tasks import load_task
 from weit.tasks.classification import Classification
@@ -31,16 +27,6 @@ def test_every_target_and_initializer_has_an_outcome(compared):
             assert len(outcome.tests) == 2
             if name != "scratch_longer":
                 assert [step for step, _, _ in outcome.curve] == [0, 2, 4, 5]
-
-
-def test_a_size_of_patches_that_the_data_call_for_is_no_change(tmp_path):
-    write_fashion_mnist(tmp_path)
-    task = load_task("fashion-mnist", root=str(tmp_path))
-    size = {"width": 32, "depth": 2}
-    pretrained, default = task.arguments("vit", size), usual(task, "vit")
-    assert pretrained["patch_size"] != default_arguments("vit")["patch_size"]
-    assert kind_of(size, pretrained, [], default) == "same size"
-    assert kind_of({**size, "depth": 3, "patch_size": 7}, pretrained, [], default) == "deeper and larger patch_size"
 
 
 def test_work_before_step_0_is_counted(compared, prepared):

@@ -1,7 +1,10 @@
 import pytest
 
+from tests.weit.tasks.test_classification import write_fashion_mnist
+from weit.compare.prepare import usual
 from weit.compare.summary import Outcome, best_rates, kind_of, summarize
-from weit.tasks import Metric
+from weit.models.create import default_arguments
+from weit.tasks import Metric, load_task
 
 ACCURACY = Metric("accuracy", "accuracy, %", scale=100.0, digits=1)
 LOSS = Metric("loss", "loss", higher=False)
@@ -138,3 +141,13 @@ def test_changes_in_words(size, words):
 
 def test_a_default_differs_from_what_was_named_for_the_bank():
     assert kind_of({"width": 64}, {"width": 64, "head_dim": 32}, [], {"head_dim": 16}) == "smaller head_dim"
+
+
+def test_a_size_of_patches_that_the_data_call_for_is_no_change(tmp_path):
+    write_fashion_mnist(tmp_path)
+    task = load_task("fashion-mnist", root=str(tmp_path))
+    size = {"width": 32, "depth": 2}
+    pretrained, default = task.arguments("vit", size), usual(task, "vit")
+    assert pretrained["patch_size"] != default_arguments("vit")["patch_size"]
+    assert kind_of(size, pretrained, [], default) == "same size"
+    assert kind_of({**size, "depth": 3, "patch_size": 7}, pretrained, [], default) == "deeper and larger patch_size"

@@ -239,10 +239,10 @@ def test_what_is_not_installed_is_named(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(gymnasium, "make", missing)
-        with pytest.raises(RuntimeError, match=r"Hopper-v5 needs its simulator: pip install .\[control\]"):
+        with pytest.raises(RuntimeError, match=r"Hopper-v5 needs its simulator: pip install \.\[control\]"):
             load("Hopper-v5")
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(RuntimeError, match=r"control needs Gymnasium: pip install .\[control\]"):
+    with pytest.raises(RuntimeError, match=r"control needs Gymnasium: pip install \.\[control\]"):
         load("Hopper-v5")
 
 

@@ -273,5 +273,5 @@ def test_what_cannot_be_generated_is_refused(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="could not write"):
         task.save_grid(Oracle(torch.cat([PATTERNS, PATTERNS[:1]])), Path("/dev/null/grid.png"), rows=1, steps=1)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(RuntimeError, match=r"image generation needs diffusers: pip install .\[generation\]"):
+    with pytest.raises(RuntimeError, match=r"image generation needs diffusers: pip install \.\[generation\]"):
         generation.load("digits")

@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused(policy, changes, message):
 
 def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(RuntimeError, match=r"fine-tuning needs stable-baselines3: pip install .\[control\]"):
+    with pytest.raises(RuntimeError, match=r"fine-tuning needs stable-baselines3: pip install \.\[control\]"):
         fine_tune(mlp(), NAME, 64, **SMALL)
 
 

@@ -159,5 +159,5 @@ def test_a_damaged_image_is_named(tmp_path, stored):
 
 def test_a_missing_library_is_named(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RuntimeError, match=r"data hf-dataset needs datasets: pip install .\[images\]"):
+    with pytest.raises(RuntimeError, match=r"data hf-dataset needs datasets: pip install \.\[images\]"):
         saved(root)
