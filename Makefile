@@ -101,7 +101,7 @@ $(VENV)/torch.txt:
 
 # The stamp is written last, so an install that broke off is simply done again. Without -v pip
 # would keep to itself what setup.py says: which part of the compiled extension was skipped, and why.
-$(VENV)/installed-%: $(VENV)/torch.txt setup.py pyproject.toml
+$(VENV)/installed-%: $(VENV)/torch.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 	@echo "Installing weit[$(EXTRAS_$*)] into $(VENV); the first time takes a minute or two."
 	@$(BIN)/python -m pip install -v -c $(VENV)/torch.txt --no-build-isolation -e ".[$(EXTRAS_$*)]" \
 		> $(VENV)/install.log 2>&1 || { tail -n 30 $(VENV)/install.log; exit 1; }

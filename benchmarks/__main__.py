@@ -10,15 +10,19 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
+from pytest_benchmark.utils import get_commit_info
 
 from benchmarks import html, report
 from benchmarks.options import DTYPES
-from benchmarks.pool import write
+from benchmarks.pool import pool, refuse, write
 from benchmarks.results_file import Results
 from weit.files import atomic_write
+from weit.report.html import machine
 
 HERE = Path(__file__).parent
 
@@ -36,6 +40,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def refuse_to_add(earlier: Results, args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` if a run with ``args``, on this machine and of this commit, could not join ``earlier``."""
+    large_pages = earlier.data["weit"].get("large_pages")  # known when the suites run, the same on the same machine
+    settings = {"device": args.device, "dtype": args.dtype, "quick": args.quick, "large_pages": large_pages}
+    settings["keeps_memory"] = earlier.data["weit"].get("keeps_memory")
+    about = {"weit": machine(), "threads": torch.get_num_threads()}
+    data = {"machine_info": about, "commit_info": get_commit_info(), "datetime": "", "benchmarks": [], "weit": settings}
+    refuse(earlier, Results("this run", data))
+    pool([earlier])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and report; pytest's exit status, so 1 if anything failed."""
     args = parse(argv)
@@ -45,8 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no such suites: {', '.join(missing)}; suites are {known}")
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
-    found = args.out / "results.json"
-    part = args.out / "results.json.part"  # earlier results stay until these are whole
+    found, part = args.out / "results.json", args.out / "results.json.part"
+    part.unlink(missing_ok=True)  # of a run that was killed while it wrote
+    earlier = found if found.is_file() else None
+    if args.add and earlier:
+        try:  # before minutes are spent
+            refuse_to_add(Results.read(earlier), args)
+        except ValueError as error:
+            print(f"{earlier}: {error}")
+            return 2
     # With "=": pytest, before it knows these options, takes a value by itself for a folder to look for conftest.py in.
     options = [f"--device={args.device}", f"--dtype={args.dtype}", f"--shapes={args.shapes}"]
     options += ["--quick"] * args.quick + ([] if args.minutes is None else [f"--minutes={args.minutes}"])
@@ -56,12 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         part.unlink(missing_ok=True)
         print("nothing was measured, so there is no new report")
         return status or 1
-    if args.add and found.is_file():
-        try:
-            write([found, part], found)
-        except ValueError as error:
-            print(f"{error}: this run is in {part}")
-            return 1
+    if earlier and not args.add:
+        earlier.rename(aside := args.out / f"results-{datetime.now():%Y-%m-%d-%H%M%S}.json")
+        print(f"The results that were here are in {aside}")
+    if earlier and args.add:
+        write([found, part], found)
         part.unlink()
     else:
         os.replace(part, found)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.same_work import kind_of, noise
+from benchmarks.tables import AUTO, PATHS, Table, cases, ratio, ratio_of
 from weit_kernels.shapes import FEW_ROWS
 
 Row = Mapping[str, Any]
-AUTO = "auto"
 SAVES = 1.05  # an operation limit below this leaves nothing to save
-AGREES = 0.1  # ratios that differ by no more are the same in two runs of the suites
 
 # What each contender does where it is ahead, by name and kind of case: "few rows", "no saving", "saving". "": any.
 _ONE_PRODUCT = "a library call of one dense product, its weight made before it"
@@ -47,21 +47,27 @@ class Behind:
     differs: str
 
 
-def behind(shape: str, phase: str, found: Mapping[str, Row]) -> Iterator[Behind]:
-    """All contenders of a case that are faster than ``auto``, the dense layer too."""
+def behind(shape: str, phase: str, found: Mapping[str, Row], noise: float) -> Iterator[Behind]:
+    """All contenders of a case that are faster than ``auto``, the dense layer too, but for ``auto``'s own choice by name.
+
+    ``noise``: the factor by which ratios of the same work differ.
+    """
     ours = found.get(AUTO)
     if ours is None:
         return
-    rivals = {"dense": 1.0, **{name: row["ratio"] for name, row in found.items() if name != AUTO}}
+    rivals = {
+        "dense": 1.0,
+        **{name: row["ratio"] for name, row in found.items() if name not in (AUTO, ours.get("plan"))},
+    }
     for name, theirs in sorted(rivals.items(), key=lambda item: -item[1]):
         if theirs > ours["ratio"]:
-            stands = standing(theirs, ours["ratio"])
+            stands = standing(theirs / ours["ratio"], noise)
             yield Behind(shape, phase, name, theirs, ours["ratio"], stands, _differs(name, phase, ours))
 
 
-def standing(theirs: float, ours: float) -> str:
-    """Whether a ratio that is higher than ours would be in another run too."""
-    return "clearly" if theirs > (1 + AGREES) * ours else f"within {AGREES:.0%}"
+def standing(factor: float, noise: float) -> str:
+    """Whether something that is ``factor`` times as fast as ours is so by more than the same work timed twice."""
+    return "clearly" if factor > noise else f"within {noise:.2f}"
 
 
 def family(row: Row) -> str:
@@ -81,11 +87,47 @@ def _differs(name: str, phase: str, ours: Row) -> str:
     }
     if name == "dense":
         return facts[kind]
-    if name == ours.get("plan"):
-        return "the path that `auto` chose, called by name"
-    if name.startswith(("templates_first", "scalers_first", "panel", "on_the_fly")):
+    if name.startswith(PATHS):
         return f"`auto` chose {ours.get('plan', 'another path')}"
     does = WHAT_THEY_DO.get((name, kind), WHAT_THEY_DO.get((name, ""), ""))
     if phase == "train" and name in KEEPS_INTERMEDIATE:
         does = f"{does}, {_KEPT}"
     return "; ".join(part for part in (does, facts[kind]) if part)
+
+
+def not_ahead(rows: Sequence[Row]) -> Table:
+    """Where something else is faster than ``auto``, and what differs."""
+    apart = noise(rows)
+    lines = [
+        [case.shape, case.phase, case.name, f"{found[AUTO]['rows']}", ratio_of(found, case.name) or "1.00",
+         ratio_of(found, AUTO), f"{case.theirs / case.ours:.2f}", case.standing, case.differs]
+        for suites in (("linear", "conv2d"), ("peers",))
+        for (shape, phase), found in cases(rows, suites).items()
+        for case in behind(shape, phase, found, apart[kind_of(found[AUTO])] if AUTO in found else 1.0)
+    ] + [
+        [_timed(row), "train", "dense", f"{row.get('rows', '')}", "1.00", ratio(row), f"{1 / row['ratio']:.2f}",
+         standing(1 / row["ratio"], apart[kind_of(row)]), f"limit {row['limit']:.2f}" if "limit" in row else "a whole model"]
+        for row in rows
+        if row.get("suite") in ("models", "growth") and row["ratio"] < 1
+    ]  # fmt: skip
+    return Table(
+        "Where this package is not ahead",
+        "Everything that was faster than `auto` in the same run, single layers first, then layers of the growth curves and "
+        "whole models, which stand beside the dense ones alone; with both ratios to the dense layer; the dense layer "
+        "itself has ratio 1. `clearly`: by a larger factor than any two ratios of the same work in this run, which is "
+        "named otherwise: such a case may come the other way round in another run"
+        + (
+            ", and `auto` has more visits: with few the dense layer, which feels others most, looks slower."
+            if any(row.get("visits", 1) > 1 for row in rows)
+            else "."
+        ),
+        ("shape", "phase", "who is faster", "rows", "theirs", "ours", "factor", "by how much", "what differs"),
+        lines,
+        words=3,
+        reason=True,
+    )
+
+
+def _timed(row: Row) -> str:
+    """What a row of the whole models or of the growth curves is of."""
+    return f"{row['what']}, {row['axis']} {row['value']}" if row["suite"] == "growth" else row["shape"]

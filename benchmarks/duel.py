@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from math import ceil
 from time import perf_counter
 from typing import Any
@@ -18,11 +17,11 @@ from benchmarks.operands import Operands, check, errors, make_step, operands
 from benchmarks.options import Options
 from benchmarks.record import Record
 from benchmarks.suite import SuiteShape
+from benchmarks.tables import SHORT
 
 Step = Callable[[], object]
 MOST_ROUNDS = 200
 LONG = 0.15  # seconds; longer steps have fewer rounds
-SHORT = 2e9  # operations of the dense layer, after more of which cache holds nothing that a call could bring back
 # What a tenth of a visit's rounds do not exceed, in its fastest visit, is what a layer takes on a CPU: other users of the
 # machine slow rounds down, for seconds or minutes at a time, and none makes one faster. docs/speed.md says more.
 FASTEST = 0.1
@@ -161,15 +160,17 @@ def synchronised(step: Step, device: str) -> Step:
     return timed
 
 
-@lru_cache(maxsize=1)
 def _dense(given: Operands, phase: str) -> Step:
-    """The dense layer's step, made once for all contenders of a shape."""
-    return make_step(DENSE.build(given), given, phase)
+    """The dense layer's step, made once for all contenders of a shape, with whose operands it goes."""
+    if phase not in given.dense:
+        given.dense = {phase: make_step(DENSE.build(given), given, phase)}
+    return given.dense[phase]
 
 
-@lru_cache(maxsize=1)
 def _dense_error(given: Operands, phase: str) -> float:
-    return max(errors(_dense(given, phase)(), given).values())
+    if phase not in given.dense_error:
+        given.dense_error[phase] = max(errors(_dense(given, phase)(), given).values())
+    return given.dense_error[phase]
 
 
 def _seconds(step: Step) -> float:

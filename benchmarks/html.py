@@ -26,8 +26,8 @@ def write(results: Results, out: Path) -> Path:
     atomic_write(
         path,
         page.render(
-            name=results.name,
             warning=results.warning,
+            reading=results.reading(),
             tables=results.tables(),
             plots={title: base64.b64encode(plot.read_bytes()).decode() for title, plot in plots.items()},
             machine=results.machine,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Operands:
         T, S, b: templates ``(N, p, q, *kernel)``, scalers ``(N, m, n)``, bias ``(out,)``.
         left, right: ``S`` and ``T`` in the order in which the layout writes them: ``W = Σ_t kron(left_t, right_t)``.
         channels_last: the memory format of a convolution's maps.
+        dense, dense_error: the dense layer's step and its error by phase, kept here by who makes them: they go with it.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Operands:
         self.S = randn(s.N, s.m, s.n, std=1 / math.sqrt(s.N * s.in_features * s.taps))
         self.b = randn(s.out_features)
         self.left, self.right = (self.S, self.T) if layout == "block" else (self.T, self.S)
+        self.dense: dict[str, Callable[[], dict[str, Tensor]]] = {}
+        self.dense_error: dict[str, float] = {}
 
     @property
     def padding(self) -> int:
@@ -98,10 +101,16 @@ class Operands:
         return {"output": y.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
-@lru_cache(maxsize=1)  # neighbouring benchmarks are of the same shape; a second large one might not fit
+_kept: dict[tuple[SuiteShape, str, torch.dtype, str], Operands] = {}
+
+
 def operands(suite: SuiteShape, device: str, dtype: torch.dtype, layout: str = "block") -> Operands:
-    """The operands of a shape, kept for the next caller."""
-    return Operands(suite, device, dtype, layout)
+    """The operands of a shape, kept for the next caller: neighbouring benchmarks are of the same shape."""
+    key = suite, device, dtype, layout
+    if key not in _kept:
+        _kept.clear()  # first, as two large ones might not fit
+        _kept[key] = Operands(suite, device, dtype, layout)
+    return _kept[key]
 
 
 def make_step(module: nn.Module, given: Operands, phase: str) -> Callable[[], dict[str, Tensor]]:

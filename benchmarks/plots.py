@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def _peers(rows: Sequence[Row], path: Path) -> None:
     found = cases(rows, ("peers",))
     names = list(dict.fromkeys(name for contenders in found.values() for name in contenders))
     figure, (axis,) = _figure(1, 1, width=9.0, height=max(3.0, 1.2 + 0.34 * len(found)))
-    for mark, name in zip(MARKS, names, strict=False):
+    for mark, name in zip(cycle(MARKS), names, strict=False):
         points = [(contenders[name]["ratio"], i) for i, contenders in enumerate(found.values()) if name in contenders]
         colour = OURS if name == AUTO else None
         label = "weit, auto" if name == AUTO else name

@@ -16,51 +16,70 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.duel import of_visits
-from benchmarks.results_file import Results
+from benchmarks.record import NO_TIME
+from benchmarks.results_file import Results, not_of_one
 from weit.files import atomic_write
 
 Json = dict[str, Any]
-_ALIKE = "device", "dtype", "quick"
 
 
 def pool(runs: Sequence[Results]) -> Json:
     """What the file of one run would hold that had all visits of ``runs``.
 
-    Figures are renewed, medians are the median run's, what one run had no time for may come from another, and memory
-    and all that is no figure is the first run's.
+    Figures are renewed, medians are the median run's, what one run did not run may come from another, and memory is of the
+    first run that has it.
 
     Raises:
         ValueError: the runs are of different machines, settings or commits, or their files do not say what visits found.
     """
     first = runs[0]
-    for run in runs[1:]:
-        apart = [name for name in _ALIKE if run.data["weit"][name] != first.data["weit"][name]]
-        apart += [
-            name
-            for name in ("processor", "cores", "GPU", "threads", "torch", "weit")
-            if _of(run, name) != _of(first, name)
-        ]
-        apart += ["commit"] * (len({about["commit"] for each in (first, run) for about in each.runs}) > 1)
-        if apart:
-            raise ValueError(
-                f"runs are pooled of one machine, setting and commit, but they differ in {', '.join(apart)}"
-            )
+    for run in runs:
+        refuse(first, run)
     found: dict[str, list[Json]] = {}
     for run in runs:
         for bench in run.data["benchmarks"]:
             found.setdefault(bench["fullname"], []).append(bench)
-    missing = [set(map(_who, run.data["weit"]["not_run"])) for run in runs]
-    failed = {_who(row): row for run in runs for row in run.data["weit"]["failed"]}
+    pooled = [_pooled(benches) for benches in found.values()]
+    measured = {_who(bench["extra_info"]) for bench in pooled}
+    # What had no time in one run may have had a better reason in another, which then comes last.
+    not_run = sorted(_all(runs, "not_run"), key=lambda row: row["reason"] != NO_TIME)
     return {
         **first.data,
-        "benchmarks": [_pooled(benches) for benches in found.values()],
+        "benchmarks": pooled,
         "weit": {
             **first.data["weit"],
-            "not_run": [row for row in first.data["weit"]["not_run"] if all(_who(row) in each for each in missing)],
-            "failed": list(failed.values()),
+            "not_run": [row for who, row in {_who(row): row for row in not_run}.items() if who not in measured],
+            "failed": list({_who(row): row for row in _all(runs, "failed")}.values()),
+            "memory": _once(_all(runs, "memory"), "what", "weights", "dtype"),
+            "budgets": _once(_all(runs, "budgets"), "budget_gb"),
             "runs": [about for run in runs for about in run.runs],
         },
     }
+
+
+def refuse(first: Results, run: Results) -> None:
+    """Raise ``ValueError`` if ``run`` is not of the machine, the settings and the commit of ``first``.
+
+    Two runs with local changes, or outside a repository, may be of any code, so they are not of one commit.
+    """
+    apart = [name for name in ("device", "dtype", "quick", "keeps_memory", "large_pages")
+             if run.data["weit"].get(name) != first.data["weit"].get(name)]  # fmt: skip
+    apart += [name for name in ("processor", "cores", "GPU", "threads", "torch", "weit")
+              if run.machine.get(name) != first.machine.get(name)]  # fmt: skip
+    commits = {about["commit"] for each in (first, run) for about in each.runs}
+    if len(commits) > 1 or (run is not first and any(not_of_one(commit) for commit in commits)):
+        apart.append(f"commit ({', '.join(sorted(commits))})")
+    if apart:
+        raise ValueError(f"runs are pooled of one machine, setting and commit, but they differ in {', '.join(apart)}")
+
+
+def _all(runs: Sequence[Results], what: str) -> list[Json]:
+    return [row for run in runs for row in run.data["weit"][what]]
+
+
+def _once(rows: Sequence[Json], *names: str) -> list[Json]:
+    """The first row of each case."""
+    return list({tuple(row[name] for name in names): row for row in reversed(rows)}.values())[::-1]
 
 
 def _pooled(benches: Sequence[Json]) -> Json:
@@ -75,10 +94,6 @@ def _pooled(benches: Sequence[Json]) -> Json:
     visits = [visit for row in rows for visit in row["by_visit"]]
     of = min if "fastest" in rows[0] else statistics.median
     return {**benches[0], "extra_info": {**rows[0], **medians, **of_visits(visits, of)}}
-
-
-def _of(run: Results, name: str) -> str | None:
-    return run.machine.get(name)
 
 
 def _who(row: Mapping[str, str]) -> tuple[str | None, ...]:
@@ -98,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         write(args.runs, args.out)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
 
 

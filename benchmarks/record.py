@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+NO_TIME = "no time was left"
+
 
 class Noted(pytest.fail.Exception):
     """A failure that is on record already."""

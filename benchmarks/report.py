@@ -25,7 +25,7 @@ _HEAD = "# Benchmarks\n\nWritten by `python -m benchmarks.report`; the numbers a
 def document(results: Results, plots: dict[str, str], again: Results | None = None) -> str:
     """One section for one result file: the machine, every table, and the plots by title and path."""
     facts = ", ".join(f"{name} {value}" for name, value in results.machine.items())
-    parts = [f"## {results.name}", facts + "."]
+    parts = [f"## {results.name}", facts + ".", results.reading(again)]
     if results.warning:
         parts.append(f"**{results.warning}**")
     for table in results.tables(again):

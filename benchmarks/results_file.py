@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from benchmarks.behind import not_ahead
 from benchmarks.memory import tables as memory_tables
-from benchmarks.rerun import rerun
+from benchmarks.rerun import agreement, rerun
+from benchmarks.same_work import CLOSE, pairs, same_work
 from benchmarks.tables import Table
+
+_CHANGED = " with local changes"
+
+
+def not_of_one(commit: str) -> bool:
+    """Whether a run's ``commit`` does not say which code ran."""
+    return commit.endswith(_CHANGED) or commit == "unversioned"
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Results:
     def runs(self) -> list[dict[str, str]]:
         """Commit and date of each run that this is pooled from; of itself if it is none."""
         commit = self.data["commit_info"]
-        dirty = " with local changes" if commit.get("dirty") else ""
+        dirty = _CHANGED if commit.get("dirty") else ""
         own = {"commit": f"{str(commit.get('id'))[:12]}{dirty}", "date": self.data["datetime"][:10]}
         return self.data["weit"].get("runs", [own])
 
@@ -81,15 +90,31 @@ class Results:
             self.data["weit"]["quick"]
         )
 
+    def reading(self, again: Results | None = None) -> str:
+        """How to read a ratio, and how far to trust one."""
+        quietest = " in its quietest moments" * tables.by_fastest(self.rows)
+        text = f"A ratio of 2 means half the dense layer's time on this machine{quietest}."
+        if twice := pairs(self.rows):
+            agree = sum(pair.factor <= CLOSE for pair in twice)
+            text += (
+                f" Of {len(twice)} pairs of ratios of the same work in this run {agree} are within a factor of {CLOSE}, all "
+                f"within {max(pair.factor for pair in twice):.2f}."
+            )
+        if again:
+            agree, count = agreement(self.rows, again.rows)
+            text += f" Run again, {agree} of {count} ratios came within a factor of {CLOSE}."
+        return f"{text} Runs at several hours pooled agree better: `weit bench --add`."
+
     def tables(self, again: Results | None = None) -> list[Table]:
         """All tables that have rows, what failed first; with a second run, how far that one is from this."""
         found = self.data["weit"]
         every = [
             tables.outcomes("FAILED", "Raised, or computed something else than the reference: not timed.",
                             found["failed"]),
+            same_work(self.rows),
             tables.ours(self.rows),
             tables.peers(self.rows),
-            tables.not_ahead(self.rows),
+            not_ahead(self.rows),
             memory_tables.memory(found["memory"]),
             memory_tables.budgets(found["budgets"]),
             tables.whole_models(self.rows),

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.behind import AGREES, behind, standing
-
 Row = Mapping[str, Any]
 AUTO, MATERIALISED, COMPILED = "auto", "materialised", "materialised_compiled"
+SHORT = 2e9  # operations of the dense layer, after more of which cache holds nothing that a call could bring back
 PATHS = ("templates_first_", "scalers_first_", "panel_", "on_the_fly_")
 
 
@@ -71,23 +70,25 @@ def ours(rows: Sequence[Row]) -> Table:
                 f"{auto['rows']}",
                 _time(auto, "dense_"),
                 _time(auto),
-                _ratio(found, AUTO),
+                ratio_of(found, AUTO),
+                _range(auto),
                 f"{auto['limit']:.2f}",
                 f"{auto['ratio'] / auto['limit']:.2f}",
                 auto["plan"],
-                f"{best} {_ratio(found, best)}" if best else "",
-                _ratio(found, MATERIALISED),
-                _ratio(found, COMPILED),
+                f"{best} {ratio_of(found, best)}" if best else "",
+                ratio_of(found, MATERIALISED),
+                ratio_of(found, COMPILED),
             ]
         )
     return Table(
         "This package beside the dense layer",
-        f"{_times(rows)} `ratio` is how many times as fast as the dense layer by that. "
+        f"{_times(rows)} `ratio` is how many times as fast as the dense layer by that, `visits` the lowest and the highest "
+        "ratio of a single visit to both. "
         "`limit` is that ratio if operations alone counted; in training they "
         "include this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed it. "
         "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
         "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`.",
-        ("shape", "phase", "rows", "dense", "auto", "ratio", "limit", "share", "plan", "best path", MATERIALISED,
+        ("shape", "phase", "rows", "dense", "auto", "ratio", "visits", "limit", "share", "plan", "best path", MATERIALISED,
          "compiled"),
         lines,
     )  # fmt: skip
@@ -100,7 +101,7 @@ def peers(rows: Sequence[Row]) -> Table:
     lines = []
     for (shape, phase), contenders in found.items():
         best = max(contenders, key=lambda name: contenders[name]["ratio"])
-        cells = [_ratio(contenders, name) for name in names]
+        cells = [ratio_of(contenders, name) for name in names]
         lines.append([shape, phase, f"{contenders[best]['rows']}", *cells, best])
     return Table(
         "Other packages that compute the same function",
@@ -108,37 +109,6 @@ def peers(rows: Sequence[Row]) -> Table:
         + " ".join(f"`{name}`: {_about(found, name)}." for name in names),
         ("shape", "phase", "rows", *names, "fastest"),
         lines,
-        reason=True,
-    )
-
-
-def not_ahead(rows: Sequence[Row]) -> Table:
-    """Where something else is faster than ``auto``, and what differs."""
-    lines = [
-        [case.shape, case.phase, case.name, f"{found[AUTO]['rows']}", _ratio(found, case.name) or "1.00",
-         _ratio(found, AUTO), f"{case.theirs / case.ours:.2f}", case.standing, case.differs]
-        for suites in (("linear", "conv2d"), ("peers",))
-        for (shape, phase), found in cases(rows, suites).items()
-        for case in behind(shape, phase, found)
-    ] + [
-        [_timed(row), "train", "dense", f"{row.get('rows', '')}", "1.00", ratio(row), f"{1 / row['ratio']:.2f}",
-         standing(1.0, row["ratio"]), f"limit {row['limit']:.2f}" if "limit" in row else "a whole model"]
-        for row in rows
-        if row.get("suite") in ("models", "growth") and row["ratio"] < 1
-    ]  # fmt: skip
-    return Table(
-        "Where this package is not ahead",
-        "Everything that was faster than `auto` in the same run, single layers first, then layers of the growth curves and "
-        "whole models, which stand beside the dense ones alone; with both ratios to the dense layer; the dense layer "
-        f"itself has ratio 1. Ratios that are no more than {AGREES:.0%} apart may come the other way round in another run"
-        + (
-            ", and `auto` has more visits: with few the dense layer, which feels others most, looks slower."
-            if any(row.get("visits", 1) > 1 for row in rows)
-            else "."
-        ),
-        ("shape", "phase", "who is faster", "rows", "theirs", "ours", "factor", "by how much", "what differs"),
-        lines,
-        words=3,
         reason=True,
     )
 
@@ -188,14 +158,15 @@ def _time(row: Row, whose: str = "") -> str:
     return f"{seconds} ({1e3 * row[f'{whose}median']:.3f} {spread})" if "fastest" in row else f"{seconds} {spread}"
 
 
-def _timed(row: Row) -> str:
-    """What a row of the whole models or of the growth curves is of."""
-    return f"{row['what']}, {row['axis']} {row['value']}" if row["suite"] == "growth" else row["shape"]
-
-
 def by_fastest(rows: Sequence[Row]) -> bool:
     """Whether times are those of the fastest rounds, not medians."""
     return any("fastest" in row for row in rows)
+
+
+def _range(row: Row) -> str:
+    """The lowest and the highest ratio of a visit."""
+    found = [visit["dense_seconds"] / visit["seconds"] for visit in row.get("by_visit", ())]
+    return f"{min(found):.2f} to {max(found):.2f}" if len(found) > 1 else ""
 
 
 def _times(rows: Sequence[Row]) -> str:
@@ -204,7 +175,9 @@ def _times(rows: Sequence[Row]) -> str:
         return (
             "Times are what the fastest tenth of the interleaved rounds of a visit take (of ten or fewer, the fastest), in "
             "its fastest visit, and, in brackets, the medians of all ± the interquartile range, in ms: other users of the "
-            "machine slow rounds down and make none faster."
+            "machine slow rounds down and make none faster. (Of several runs pooled, the medians are the median run's.) A "
+            f"layer of less than {SHORT / 1e9:g} · 10⁹ dense operations is called once before each round, untimed, so that "
+            "it finds in cache what fits there, and so is the dense layer."
         )
     return "Times are medians of interleaved rounds ± the interquartile range, in ms."
 
@@ -213,7 +186,7 @@ def _by(rows: Sequence[Row]) -> str:
     return "by its fastest rounds" if by_fastest(rows) else "by medians"
 
 
-def _ratio(found: Mapping[str, Row], name: str) -> str:
+def ratio_of(found: Mapping[str, Row], name: str) -> str:
     return ratio(found[name]) if name in found else ""
 
 

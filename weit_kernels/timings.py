@@ -66,6 +66,7 @@ class Cache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path.with_name(self.path.name + ".lock")):
+                _set_foreign_aside(self.path)
                 self._entries = {**self._entries, **_read(self.path), key: entry}
                 _write(self.path, self._entries)
         except OSError as error:
@@ -75,10 +76,7 @@ class Cache:
 def _read(path: Path) -> dict[str, Entry]:
     """The entries of a file but for damaged ones; none where it is not ours. Either costs a warning."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), dict):
-            raise ValueError(f"not a tuning cache of format {FORMAT}")
-        entries = data["entries"]
+        entries = _parsed(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
@@ -91,6 +89,24 @@ def _read(path: Path) -> dict[str, Entry]:
         except (ValueError, OverflowError) as error:  # the second: an integer beyond all floats
             warn_once(f"weit: an entry of the tuning cache {path} is ignored: {error}")
     return good
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """What a file holds by key; ``ValueError`` where it is not ours."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), dict):
+        raise ValueError(f"not a tuning cache of format {FORMAT}")
+    return data["entries"]
+
+
+def _set_foreign_aside(path: Path) -> None:
+    """Rename a file that is not ours, but somebody's or a later version's, before ours takes its name."""
+    try:
+        _parsed(path)
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        os.replace(path, path.with_name(path.name + ".bad"))
 
 
 def _write(path: Path, entries: Mapping[str, Entry]) -> None:

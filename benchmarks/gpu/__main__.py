@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("WEIT_TUNE", "1")
     header = machine.header(args.device, args.dtype, args.quick)
     name = machine.slug(header["device"]["name"]) + ("-quick" if args.quick else "")
+    if "suite" not in args.steps:  # the suite's file keeps its rows
+        name = "-".join([name, *args.steps])
     results = Results.create(args.out / f"{name}.json", {**header, "steps": {}})
     print(f"{header['device']['name']}, torch {torch.__version__}: {args.minutes:g} minutes at most", flush=True)
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results.data["goals"] = [{"goal": g.name, "met": g.met, "reached": g.reached} for g in goals.judge(rows)]
     results.data["seconds"] = round(time.time() - began, 1)
     results.save()
-    for left in args.out.glob("*.part"):  # of a process that was killed while it wrote
+    for left in args.out.glob(f"{name}.*.part"):  # of a process that was killed while it wrote
         left.unlink()
     if args.quick:
         print("Tiny shapes: these figures say that the script works and nothing else.")

@@ -37,23 +37,33 @@ def tune_shape(index: int, device: str, dtype: torch.dtype, quick: bool) -> None
 
 
 def publish(cache: Path, target: Path) -> int:
-    """Copy the tuner's cache to a file of the package, written to the side and renamed; returns its entries' number.
+    """Add the tuner's cache to a file of the package, written to the side and renamed; returns how many entries are new.
+
+    What was tuned before stays: another format, or shapes that this time left out.
 
     Raises:
-        ValueError: the cache is missing, damaged or holds nothing.
+        ValueError: the cache is missing, damaged or holds nothing; or the file of the package is damaged.
     """
-    try:
-        data = json.loads(cache.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{cache} holds no tuning results: {error}") from error
-    entries = data.get("entries", data) if isinstance(data, dict) else None
-    if not entries:
+    data = _read(cache)
+    if not (entries := data.get("entries")):
         raise ValueError(f"{cache} holds no tuning results")
+    if target.is_file():
+        data = {**data, "entries": {**_read(target).get("entries", {}), **entries}}
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_suffix(f".{os.getpid()}.part")
     beside.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     os.replace(beside, target)
     return len(entries)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} holds no tuning results: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("entries", {}), dict):
+        raise ValueError(f"{path} holds no tuning results")
+    return data
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,6 +78,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} sees no CUDA device; GPU_PYTHON=... names another Python to make")
+    if args.quick and args.out == CONFIGS:
+        args.out = args.logs  # what tiny shapes say is nothing to ship
     args.out, args.logs = args.out.resolve(), args.logs.resolve()
     return args
 

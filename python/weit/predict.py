@@ -30,7 +30,7 @@ class Prediction:
         state_bytes: parameters, gradients and optimiser state in float32, all processes together.
         saved_bytes: what one item leaves for the backward pass at full size, in float32.
         flops: of a step, on average over the sizes it may run at, each priced like the dense model of its size.
-        steps, batch_size: as configured.
+        steps: as configured.
     """
 
     parameters: int
@@ -40,7 +40,6 @@ class Prediction:
     saved_bytes: int
     flops: float
     steps: int
-    batch_size: int
 
     def peak_bytes(self, processes: int, config: PretrainConfig) -> float:
         """Largest memory of one process: its part of the state, and activations of the items it has at a time.
@@ -48,21 +47,24 @@ class Prediction:
         bfloat16 halves most activations; the libraries' workspaces are not counted.
         """
         share = processes if config.sharding != "none" else 1
-        items = self.batch_size / processes / config.accumulate
         width = 1.0 if config.mixed_precision == "no" else 0.5
-        return self.state_bytes / share + items * self.saved_bytes * width
+        return self.state_bytes / share + config.items_at_a_time(processes) * self.saved_bytes * width
 
     def hours(self, rate: float, processes: int) -> float:
         """Time if each process sustains ``rate`` floating-point operations a second."""
         return self.steps * self.flops / (rate * processes) / 3600
 
     def describe(self, config: PretrainConfig, processes: int, rate: float) -> str:
-        """All of it in words."""
+        """All of it in words.
+
+        Raises:
+            ValueError: the processes cannot share a batch evenly.
+        """
         return (
             f"{self.templates:,} numbers in templates, {self.parameters:,} that learn in all; "
             f"the dense model has {self.dense_parameters:,}.\n"
             f"{self.peak_bytes(processes, config) / 2**30:.1f} GiB in each of {processes} processes of "
-            f"{self.batch_size // processes // config.accumulate} items at a time: {self.state_bytes / 2**30:.2f} GiB of "
+            f"{config.items_at_a_time(processes)} items at a time: {self.state_bytes / 2**30:.2f} GiB of "
             f"state, {self.saved_bytes / 2**20:.1f} MiB an item in float32.\n"
             f"{self.flops / 1e12:.3g} Tflop a step; {self.hours(rate, processes):.2g} hours for {self.steps} steps at "
             f"{rate / 1e12:g} TFLOP/s a process."
@@ -98,7 +100,6 @@ def predict(
         saved,
         config.batch_size * average,
         config.steps,
-        config.batch_size,
     )
 
 

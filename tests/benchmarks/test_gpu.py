@@ -332,6 +332,14 @@ def test_no_tuning_results_are_not_published(tmp_path: Path, text: str | None) -
     assert not target.exists()
 
 
+def test_what_was_tuned_before_stays(tmp_path: Path) -> None:
+    cache, target = tmp_path / "tune.json", tmp_path / "gpu.json"
+    for key, count in (("a", 1), ("b", 2)):
+        cache.write_text(json.dumps({"format": 1, "entries": {key: {}}}))
+        assert tune.publish(cache, target) == 1
+        assert len(json.loads(target.read_text())["entries"]) == count
+
+
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import benchmarks.gpu, benchmarks.gpu.results, sys; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=machine.ROOT).returncode == 0

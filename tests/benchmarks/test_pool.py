@@ -3,17 +3,21 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import pool
+pytest.importorskip("pytest_benchmark")
+
+from benchmarks import conftest, pool
+from benchmarks.record import NO_TIME
 from benchmarks.results_file import Results
 from tests.benchmarks.test_report import made_up
 
 
 def run(name: str, visits: dict[str, list[tuple[float, float]]], **others: object) -> Results:
     """A run that timed what ``visits`` names: seconds of the dense layer and of the contender."""
-    data = {**made_up(), **copy.deepcopy(others)}
+    data = {**made_up(), "commit_info": {"id": "0123456789abcdef", "dirty": False}, **copy.deepcopy(others)}
     data["benchmarks"] = [bench(who, found) for who, found in visits.items()] + [
         {"fullname": "memory", "extra_info": {}}
     ]
@@ -57,22 +61,51 @@ def test_medians_of_a_gpu_stay_medians() -> None:
 
 
 def test_what_one_run_had_no_time_for_was_run_by_another() -> None:
-    who = {"suite": "linear", "phase": "train", "contender": "auto", "reason": "no time was left"}
+    who = {"suite": "linear", "phase": "train", "contender": "auto", "reason": NO_TIME}
     weit = made_up()["weit"]
-    late = {**weit, "not_run": [{**who, "shape": "x"}, {**who, "shape": "y"}], "failed": []}
+    late = {**weit, "not_run": [{**who, "shape": shape} for shape in "xyw"], "failed": []}
     first = run("a", {"z": [(1.0, 1.0)]}, weit=late)
-    second = run("b", {"x": [(1.0, 1.0)]}, weit={**late, "not_run": late["not_run"][1:]})
-    found = pool.pool([first, second])["weit"]
-    assert [row["shape"] for row in found["not_run"]] == ["y"]
+    missing = {**who, "shape": "y", "reason": "a package is missing"}
+    second = run("b", {"x": [(1.0, 1.0)]}, weit={**late, "not_run": [missing]})
+    for runs in ([first, second], [second, first]):
+        found = pool.pool(runs)["weit"]
+        assert {row["shape"]: row["reason"] for row in found["not_run"]} == {"y": missing["reason"], "w": NO_TIME}
     third = run("c", {"x": [(1.0, 1.0)]}, weit={**late, "failed": weit["failed"]})
     assert len(pool.pool([first, third])["weit"]["failed"]) == 1
 
 
-@pytest.mark.parametrize("what", ["device", "threads", "processor", "commit"])
+def test_what_one_run_was_not_asked_for_comes_from_another() -> None:
+    weit = made_up()["weit"]
+    none = {**weit, "memory": [], "budgets": []}
+    found = pool.pool([run("a", {}, weit=none), run("b", {}, weit=weit), run("c", {}, weit=weit)])["weit"]
+    assert (found["memory"], found["budgets"]) == (weit["memory"], weit["budgets"])
+
+
+def test_what_ran_must_be_known() -> None:
+    changed = [run(name, {"x": [(1.0, 1.0)]}, commit_info={"id": "0", "dirty": True}) for name in "ab"]
+    with pytest.raises(ValueError, match=r"differ in commit \(0 with local changes\)"):
+        pool.pool(changed)
+    assert Results("a", pool.pool(changed[:1])).rows  # one is of one code
+
+
+def test_cases_without_time_are_called_as_those_with_figures() -> None:
+    params = {"suite": SimpleNamespace(name="pw"), "phase": "train", "contender": SimpleNamespace(name="auto")}
+    item = SimpleNamespace(
+        path=Path("test_conv.py"), name="test_conv[pw-train-auto]", callspec=SimpleNamespace(params=params)
+    )
+    assert conftest._who(item) == {"suite": "conv2d", "shape": "pw", "phase": "train", "contender": "auto"}
+    alone = SimpleNamespace(path=Path("test_memory.py"), name="test_budgets")
+    assert conftest._who(alone) == {"suite": "memory", "shape": "test_budgets"}
+
+
+@pytest.mark.parametrize("what", ["device", "threads", "processor", "commit", "large_pages"])
 def test_runs_of_different_machines_are_not_pooled(what: str) -> None:
     data = made_up()
+    data["commit_info"]["dirty"] = False
     if what == "device":
         data["weit"]["device"] = "cuda"
+    elif what == "large_pages":
+        data["weit"]["large_pages"] = False
     elif what == "threads":
         data["machine_info"]["threads"] = 16
     elif what == "commit":

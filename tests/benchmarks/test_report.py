@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from benchmarks import html, report
-from benchmarks.behind import behind, family
+from benchmarks.behind import behind, family, not_ahead
 from benchmarks.results_file import Results
-from weit.cli import main
+from benchmarks.same_work import FEW, MANY, pairs, same_work
 
 SIZES = {"N": 4, "m": 16, "n": 16, "p": 256, "q": 256, "kernel": []}
 PARTS = {"parameters": 2**20, "gradients": 2**20, "optimiser": 2**21, "saved": 2**22, "peak": None}
 
 
+BY_VISIT = [{"dense_seconds": ratio, "seconds": 1.0} for ratio in (3.1, 3.3, 3.0)]
 VISITS = {"fastest": 0.1, "visits": 3, "rounds": 20, "median": 0.004, "dense_median": 0.012}
 
 
@@ -30,7 +31,7 @@ def made_up() -> dict[str, Any]:
     growth = {"suite": "growth", "what": "one layer", "axis": "N", "seconds": 0.01, "iqr": 0.001}
     growth |= {"dense_seconds": 0.02, "dense_iqr": 0.001, "ratio": 2.0}
     rows = [
-        figures("linear", "auto", 3.25, plan="templates_first_torch", **VISITS),
+        figures("linear", "auto", 3.25, plan="templates_first_torch", by_visit=BY_VISIT, **VISITS),
         figures("linear", "scalers_first_torch", 3.5, **VISITS),
         figures("linear", "materialised", 0.9),
         figures("peers", "auto", 3.25, plan="templates_first_torch"),
@@ -79,7 +80,7 @@ def test_the_document_holds_every_table(file: Path, tmp_path: Path) -> None:
         "processor made up, cores 2, threads 2, freed memory kept, large tensors on large pages, "
         "visits 3 to 3 a figure, rounds 20 to 20 a figure, device cpu, dtype float32, commit 0123456789ab with "
         "local changes",
-        "| llm_4096 | train | 256 | 10.000 (12.000 ± 0.010) | 3.077 (4.000 ± 0.010) | 3.25 | 3.70 | 0.88 "
+        "| llm_4096 | train | 256 | 10.000 (12.000 ± 0.010) | 3.077 (4.000 ± 0.010) | 3.25 | 3.00 to 3.30 | 3.70 | 0.88 "
         "| templates_first_torch | scalers_first_torch 3.50 | 0.90 |  |",
         "Times are what the fastest tenth of the interleaved rounds of a visit take (of ten or fewer, the fastest)",
         "| llm_4096 | train | 256 | 3.25 | 3.30 | 0.50 | opt_einsum |",
@@ -110,10 +111,11 @@ def test_a_second_run_is_compared_with_the_first(file: Path, tmp_path: Path) -> 
     out = tmp_path / "benchmarks.md"
     report.main([str(again), str(file), "--out", str(out), "--plots", str(tmp_path)])
     text = out.read_text()
-    assert "| linear | auto | 1 | 0 | 1 | 23.1% | llm_4096 train +23% |" in text
-    assert "| linear | scalers_first_torch | 1 | 1 | 1 | 2.9% |  |" in text
-    assert "| growth | auto | 3 | 2 | 2 | 0.0% | one layer, N 4 -15% |" in text
-    assert "| all |  | 10 | 8 | 9 | 0.0% |  |" in text
+    assert "| linear | auto | 1 | 0 | 1 | 1.231 | llm_4096 train x 1.23 |" in text
+    assert "| linear | scalers_first_torch | 1 | 1 | 1 | 1.029 |  |" in text
+    assert "| growth | auto | 3 | 2 | 2 | 1.000 | one layer, N 4 x 0.85 |" in text
+    assert "| all |  | 10 | 8 | 9 | 1.000 |  |" in text
+    assert "Run again, 8 of 10 ratios came within a factor of 1.1." in text
     assert text.count("\n## ") == 1
     report.main([str(again), "--out", str(out), "--plots", str(tmp_path)])
     assert "## made-up-again" in out.read_text()
@@ -169,19 +171,44 @@ def test_a_quick_run_says_so(file: Path) -> None:
 
 def test_who_is_ahead_is_named_with_what_differs() -> None:
     rows = {row["contender"]: row for row in (bench["extra_info"] for bench in made_up()["benchmarks"][3:6])}
-    (case,) = behind("llm_4096", "train", rows)
-    assert (case.name, case.ours, case.theirs, case.standing) == ("opt_einsum", 3.25, 3.3, "within 10%")
+    (case,) = behind("llm_4096", "train", rows, 1.1)
+    assert (case.name, case.ours, case.theirs, case.standing) == ("opt_einsum", 3.25, 3.3, "within 1.10")
     assert "keeps the intermediate" in case.differs
     assert "0.88 of its operation limit 3.70 (N = 4)" in case.differs
 
 
+def test_the_same_work_timed_twice_says_how_far_to_trust_a_ratio() -> None:
+    rows = [
+        figures("linear", "auto", 3.0, plan="panel_torch"),
+        figures("linear", "panel_torch", 3.6),
+        figures("linear", "materialised", 3.5),
+        figures("peers", "auto", 2.5),
+        figures("linear", "auto", 8.0, plan="panel_torch", rows=1, shape="decode"),
+        figures("linear", "panel_torch", 8.8, rows=1, shape="decode"),
+    ]
+    assert [(pair.case, pair.kind) for pair in pairs(rows)] == [
+        ("llm_4096 train, by name", MANY),
+        ("llm_4096 train, beside peers", MANY),
+        ("decode train, by name", FEW),
+    ]
+    assert [pair.factor for pair in pairs(rows)] == pytest.approx([1.2, 1.2, 1.1])
+    assert same_work(rows).rows[1] == [MANY, "2", "0", "1.20", "1.20", "llm_4096 train, by name"]
+    assert [row[2] for row in not_ahead(rows).rows] == ["materialised"]  # not the path that auto chose
+    assert not_ahead(rows).rows[0][7] == "within 1.20"
+
+
+def test_what_is_further_ahead_than_the_same_work_is_so_clearly() -> None:
+    rows = [figures("linear", "auto", 3.0, plan="panel_torch"), figures("linear", "materialised", 3.5)]
+    assert not_ahead(rows).rows[0][7] == "clearly"
+
+
 def test_the_dense_layer_can_be_ahead_by_what_two_runs_may_differ_in() -> None:
     ours = figures("linear", "auto", 0.99, limit=1.0, plan="panel_torch")
-    (case,) = behind("deit_b_proj", "forward", {"auto": ours})
-    assert (case.name, case.standing) == ("dense", "within 10%")
+    (case,) = behind("deit_b_proj", "forward", {"auto": ours}, 1.1)
+    assert (case.name, case.standing) == ("dense", "within 1.10")
     assert case.differs == "neither order saves operations here (limit 1.00, N = 4)"
     assert family({**ours, "rows": 1}) == "few rows"
-    assert list(behind("deit_b_proj", "forward", {"phm": ours})) == []
+    assert list(behind("deit_b_proj", "forward", {"phm": ours}, 1.1)) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"benchmarks": []}'])
@@ -200,62 +227,3 @@ def test_a_foreign_file_ends_in_one_line(tmp_path: Path) -> None:
     assert str(path) in ended.value.code
     assert "\n" not in ended.value.code
     assert not (tmp_path / "benchmarks.md").exists()
-
-
-def test_weit_bench_outside_a_checkout_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["bench"]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "there is no benchmarks/ here" in said
-
-
-def test_weit_bench_measures_and_reports(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("pytest_benchmark")
-    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):  # beside others pytest-benchmark times nothing
-        monkeypatch.delenv(name, raising=False)
-    code = main(["bench", "--quick", "--suites", "conv", "--shapes", "convnext_pw", "--out", str(tmp_path)])
-    said = capfd.readouterr().out
-    assert code == 0, said
-    assert f"Report: {tmp_path / 'report.html'}" in said
-    results = Results.read(tmp_path / "results.json")
-    assert {row["contender"] for row in results.rows} >= {"auto", "materialised", "panel_torch"}
-    assert "Triton" in (tmp_path / "table.md").read_text()
-
-
-def test_wrong_usage_is_said_and_leaves_earlier_results(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], file: Path
-) -> None:
-    pytest.importorskip("pytest_benchmark")
-    earlier = file.rename(tmp_path / "results.json").read_text()
-    for wrong in (["--suites", "nosuch"], ["--suites", "conv", "--shapes", "nosuch"]):
-        assert main(["bench", *wrong, "--out", str(tmp_path)]) == 1
-        said = capfd.readouterr()
-        assert "nosuch" in said.out + said.err
-        assert "did not start" in said.err
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
-    assert (tmp_path / "results.json").read_text() == earlier
-
-
-def test_weit_bench_waits_for_the_suites_when_interrupted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    waits: list[str] = []
-
-    class Suites:
-        def __init__(self, command: list[str]) -> None: ...
-
-        def wait(self) -> int:
-            waits.append("waited")
-            if len(waits) == 1:
-                raise KeyboardInterrupt
-            return 2
-
-    monkeypatch.setattr("weit.cli.bench.subprocess.Popen", Suites)
-    assert main(["bench"]) == 130
-    assert len(waits) == 2
-    assert "is in the report" in capsys.readouterr().err

@@ -50,6 +50,14 @@ def test_a_damaged_or_foreign_cache_is_ignored_with_one_warning(own_cache: Path,
     assert timings.Cache(own_cache).get("key") == timings.Entry("b", SECONDS)
 
 
+def test_a_file_that_is_no_cache_is_set_aside_before_ours_takes_its_name(own_cache: Path) -> None:
+    own_cache.parent.mkdir()
+    own_cache.write_text('{"format": 99, "entries": {}}')
+    with pytest.warns(RuntimeWarning, match="is ignored"):
+        timings.cache().put("key", "b", SECONDS)
+    assert own_cache.with_name("tune.json.bad").read_text() == '{"format": 99, "entries": {}}'
+
+
 def test_a_damaged_entry_costs_only_itself(own_cache: Path) -> None:
     good = '"good": {"winner": "b", "seconds": {"a": 2.0, "b": 1.0}}'
     own_cache.parent.mkdir()

@@ -14,7 +14,8 @@ from typing import Literal
 
 from jsonargparse import Namespace
 
-from weit.cli.arguments import Parser, add_fields, read_fields
+from weit.cli.arguments import Parser, add_fields, flags_of, read_fields
+from weit.engine.run_folder import write_flags
 
 RESUME = "what was measured by then, if anything, is in the report"
 NOT_RUN = 2, 4  # exit statuses of the suites where an option is wrong or a suite cannot be imported
@@ -62,14 +63,16 @@ def run(parser: Parser, given: Namespace) -> None:
         raise FileNotFoundError(
             "there is no benchmarks/ here: the suites are in weit's repository, run this in a checkout"
         )
-    if missing := [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]:
-        raise RuntimeError(f"the suites need {' and '.join(missing)}: pip install .[bench]")
+    if missing := [name for name in ("pytest", "pytest_benchmark", "pytest_timeout") if find_spec(name) is None]:
+        raise RuntimeError(f"the suites need {', '.join(missing)}: pip install .[bench]")
     suites = subprocess.Popen([sys.executable, "-m", "benchmarks", *flags.arguments()])
     try:
         status = suites.wait()
     except KeyboardInterrupt:
         suites.wait()  # the same Ctrl-C stopped them, and they still write what they measured
         raise
+    if status not in NOT_RUN and flags.out.is_dir():
+        write_flags(flags.out, flags_of(given))
     if status in NOT_RUN:
         raise RuntimeError("the suites did not start: what is wrong with the options or the suites is said above")
     if status:

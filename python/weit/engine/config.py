@@ -111,6 +111,19 @@ class TrainConfig:
             raise ValueError(f"config has the fields of {cls.__name__}, but not {', '.join(unknown)}")
         return cls(**given)
 
+    def items_at_a_time(self, processes: int) -> int:
+        """Items of a batch that each of so many processes has in memory at once.
+
+        Raises:
+            ValueError: a batch cannot be cut evenly.
+        """
+        parts = processes * self.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of processes × accumulate = {parts}, got {self.batch_size}"
+            )
+        return self.batch_size // parts
+
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0, 1, …, ``steps - 1``."""
         warm = self.warmup * self.steps

@@ -89,9 +89,7 @@ def train(
     if resume and run_dir is None:
         raise ValueError("resume needs run_dir")
     processes = Processes(config.mixed_precision, find_unused_parameters)
-    parts = processes.count * config.accumulate
-    if config.batch_size % parts:
-        raise ValueError(f"batch_size must be a multiple of processes × accumulate = {parts}, got {config.batch_size}")
+    config.items_at_a_time(processes.count)  # refuses a batch that cannot be cut evenly
     if config.activation_checkpointing and not blocks_of(model):
         raise ValueError("activation_checkpointing needs a model with blocks in a ModuleList or Sequential, found none")
     device = next(model.parameters()).device

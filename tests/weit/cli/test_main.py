@@ -49,6 +49,12 @@ def test_interleaved_layers_pretrain_at_one_width_by_default(tmp_path: Path) -> 
     assert run(*wanted, "--smaller", "32x5") == 1
 
 
+def test_what_training_would_refuse_is_not_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["pretrain", "--out", tmp_path / "run", "--size", "32x2", "--batch-size", "64", "--predict"]
+    assert run(*wanted, "--processes", "3") == 1
+    assert "batch_size must be a multiple of processes × accumulate = 3, got 64" in capsys.readouterr().err
+
+
 def test_a_config_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "binary.yaml").write_bytes(bytes(range(128, 200)))
     assert run("train", "--config", tmp_path / "binary.yaml", "--out", tmp_path / "run") == 2
@@ -333,4 +339,4 @@ def test_suites_without_pytest_are_one_line(
     monkeypatch.setattr("weit.cli.bench.find_spec", lambda name: None)
     assert run("bench") == 1
     said = capsys.readouterr().err.strip()
-    assert said == "weit bench: the suites need pytest and pytest_benchmark: pip install .[bench]"
+    assert said == "weit bench: the suites need pytest, pytest_benchmark, pytest_timeout: pip install .[bench]"
