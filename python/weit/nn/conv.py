@@ -44,13 +44,13 @@ class _KronConv(KronFactors):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
         templates: int | nn.Parameter = 8,
         template_shape: tuple[int, int] | None = None,
         layout: str = "block",
         path: str = "auto",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         in_channels = check_size("in_channels", in_channels)
@@ -134,15 +134,8 @@ class _KronConv(KronFactors):
         """
         if type(conv) is not cls._dense:
             raise TypeError(f"conv must be an nn.{cls._dense.__name__} itself, got {type(conv).__name__}")
-        layer = cls(
-            *conv_settings(conv),
-            templates=templates,
-            template_shape=template_shape,
-            layout=layout,
-            path=path,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
+        settings = (*conv_settings(conv), conv.weight.device, conv.weight.dtype)
+        layer = cls(*settings, templates=templates, template_shape=template_shape, layout=layout, path=path)
         return layer._fit(conv, fit_templates=not isinstance(templates, nn.Parameter))
 
     def extra_repr(self) -> str:

@@ -86,6 +86,14 @@ def test_unbatched_input():
     torch.testing.assert_close(layer(x), layer(x[None])[0])
 
 
+@pytest.mark.parametrize(("ours", "torchs"), LAYERS.values(), ids=LAYERS)
+def test_device_and_dtype_may_be_given_by_position_as_to_torchs_own(ours, torchs):
+    args = (4, 6, 3, 2, 1, 1, 2, False, "reflect", "meta", torch.float64)
+    layer, dense = ours(*args), torchs(*args)
+    assert {(p.device, p.dtype) for p in layer.parameters()} == {(dense.weight.device, dense.weight.dtype)}
+    assert repr(layer.to_conv()) == repr(dense)
+
+
 def test_a_bank_role_serves_convolutions_of_many_sizes():
     templates = nn.Parameter(torch.randn(4, 8, 8, 3, 3))
     layers = [KronConv2d(i, o, 3, templates=templates) for i, o in ((8, 16), (16, 32), (32, 40))]
