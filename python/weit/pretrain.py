@@ -93,8 +93,9 @@ def pretrain(
         bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified. All else
             of a dense ``model`` starts from the bank's source, see ``weit.scalers.lay_out``; set that to ``None`` for a
             start from ``model``'s own numbers and fresh scalers.
-        smaller: models of the same family with attention heads of the same size, none larger than ``model`` in anything;
-            only their shapes count.
+        smaller: models of the same family with attention heads of the same size, none larger than ``model`` in anything,
+            on its device and of its dtype. Their shapes count, and their buffers (running statistics), which start each
+            size's own; parameters are ``model``'s.
         teacher: a trained model with the same outputs, to distil from.
         distance: from the teacher's answers, where outputs are not logits: (outputs, answers) → scalar.
         rules: as for ``kronify``; each must match some layer of ``model``, but not of ``smaller`` ones.
