@@ -13,7 +13,7 @@ from weit.heads import head_dims
 from weit.matching import KRON, Match, check_bank, demands, find_layers
 from weit.nn import KronConv1d, KronConv2d, KronConv3d, KronFusedLinear, KronLinear
 from weit.nn.conv import conv_settings
-from weit.nn.factors import take_bias
+from weit.nn.factors import KronFactors, take_bias
 from weit.nn.init import reset_templates
 from weit.rules import Rules
 from weit.scalers import check_heads, lay_out, map_depth
@@ -84,6 +84,27 @@ def _same_family(matches: list[Match], source: Source) -> bool:
     return map_depth(source.state, names).keys() >= set(names)
 
 
+def bank_of(model: nn.Module) -> TemplateBank:
+    """The bank that ``kronify`` put ``model`` on, made anew from its layers: the very parameters, and no source.
+
+    Raises:
+        ValueError: no layer is kronified, or one by hand, so that its role is not known; layers of a role hold different
+            templates; layouts differ.
+    """
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, KronFactors)]
+    templates: dict[str, Tensor] = {}
+    for path, layer in layers:
+        if layer.role is None:
+            raise ValueError(f"{path!r} has no role, as kronify did not make it")
+        if templates.setdefault(layer.role, layer.templates) is not layer.templates:
+            raise ValueError(f"{path!r} has other templates than the layers of role {layer.role!r} before it")
+    layouts = sorted({layer.layout for _, layer in layers})
+    if len(layouts) != 1:
+        found = f"layers of the layouts {' and '.join(layouts)}" if layouts else "no Kron layers"
+        raise ValueError(f"a bank is of one layout, but the model has {found}")
+    return TemplateBank(templates, *layouts)
+
+
 def materialize(model: nn.Module) -> nn.Module:
     """Replace every Kron layer by its ``nn.Linear`` or ``nn.Conv``, in place; the result needs torch alone.
 
@@ -150,12 +171,13 @@ def _kron_layer(match: Match, bank: TemplateBank) -> nn.Module:
     layer: Any = match.layer
     if type(layer) in _CONVS:
         kron = _CONVS[type(layer)](*conv_settings(layer), templates=bank[match.roles[0]], layout=bank.layout)
-        return _take_rest(kron, layer, layer.bias)
+        return _take_rest(kron, match.roles[0], layer, layer.bias)
     rows, has_bias = layer.out_features // len(match.roles), layer.bias is not None
     biases = layer.bias.split(rows) if has_bias else [None] * len(match.roles)
     parts = [
         _take_rest(
             KronLinear(layer.in_features, rows, has_bias, templates=bank[role], layout=bank.layout),
+            role,
             layer,
             bias,
         )
@@ -164,7 +186,8 @@ def _kron_layer(match: Match, bank: TemplateBank) -> nn.Module:
     return parts[0] if len(parts) == 1 else KronFusedLinear(parts).train(layer.training)
 
 
-def _take_rest(kron: Any, layer: Any, bias: Tensor | None) -> Any:
+def _take_rest(kron: Any, role: str, layer: Any, bias: Tensor | None) -> Any:
+    kron.role = role
     take_bias(kron, bias)
     kron.scalers.requires_grad_(layer.weight.requires_grad)
     return kron.train(layer.training)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weit.bank import BankSpec, TemplateBank, check_json
-from weit.convert import extract_bank, kronify
+from weit.convert import bank_of, extract_bank, kronify
 from weit.engine.config import TrainConfig, is_number, require
 from weit.engine.data import Data, Inputs
 from weit.engine.loop import train
@@ -90,9 +90,10 @@ def pretrain(
         model: the largest size; kronified in place unless it is already, and trained.
         data, loss, run_dir, resume, progress, settings, flags: as for ``weit.engine.train``.
         config: a ``PretrainConfig``, or a mapping with its fields.
-        bank: templates to go on from, in place of new ones after ``config.spec``; needed if ``model`` is kronified. All else
-            of a dense ``model`` starts from the bank's source, see ``weit.scalers.lay_out``; set that to ``None`` for a
-            start from ``model``'s own numbers and fresh scalers.
+        bank: templates to go on from, in place of new ones after ``config.spec``; of a kronified ``model`` its own, which
+            need not be given where ``kronify`` made all its Kron layers. All else of a dense ``model`` starts from the
+            bank's source, see ``weit.scalers.lay_out``; set that to ``None`` for a start from ``model``'s own numbers and
+            fresh scalers.
         smaller: models of the same family with attention heads of the same size, none larger than ``model`` in anything,
             on its device and of its dtype. Their shapes count, and their buffers (running statistics), which start each
             size's own; parameters are ``model``'s.
@@ -197,13 +198,14 @@ def _kronified(
     model: nn.Module, bank: TemplateBank | None, config: PretrainConfig, rules: Rules | None
 ) -> TemplateBank:
     if _has_kron(model):
-        if bank is None:
-            raise ValueError(
-                "bank must be given for a model that is kronified already, got None; after an interruption build it anew"
-            )
-        bank.check_shared(model)
         if config.start == "extract":
             raise ValueError('start="extract" needs a dense model, but model is kronified already')
+        if bank is None:
+            try:
+                return bank_of(model)
+            except ValueError as error:
+                raise ValueError(f"bank must be given for this kronified model: {error}") from error
+        bank.check_shared(model)
         return bank
     if config.start == "extract":
         if bank is not None:

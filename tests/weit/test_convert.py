@@ -18,6 +18,7 @@ from weit import (
     kronify,
     materialize,
 )
+from weit.convert import bank_of
 
 
 class Model(nn.Module):
@@ -101,6 +102,22 @@ def test_there_and_back_again(layout):
     assert {k: v.shape for k, v in model.state_dict().items()} == shapes
     assert not any(module.training for module in model.modules())
     pickle.dumps(model.head)
+
+
+def test_a_bank_is_made_anew_from_the_layers_that_kronify_made():
+    model = Model()
+    bank = kronify(model, SPEC, rules=RULES)
+    again = bank_of(model)
+    assert (set(again.roles), again.layout, again.source) == (set(bank.roles), bank.layout, None)
+    assert all(again[role] is bank[role] for role in bank)
+    assert "role='conv'" in repr(model.blocks[0]["conv"])
+    copied = copy.deepcopy(model)
+    assert bank_of(copied)["v"] is copied.blocks[1]["qkv"].parts[2].templates
+    model.head = KronLinear(16, 10)
+    with pytest.raises(ValueError, match="'head' has no role, as kronify did not make it"):
+        bank_of(model)
+    with pytest.raises(ValueError, match="a bank is of one layout, but the model has no Kron layers"):
+        bank_of(materialize(model))
 
 
 def test_biases_are_copied_and_weights_have_the_variance_of_fresh_layers():

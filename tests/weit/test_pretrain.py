@@ -1,5 +1,8 @@
 """Pre-training: what is learned and kept, distillation, starts, resuming, and what is refused."""
 
+import copy
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,13 +76,20 @@ def test_resuming_gives_the_same_bank(tmp_path: Path) -> None:
         return torch.nn.functional.cross_entropy(logits, targets)
 
     torch.manual_seed(0)
+    model = vit()
     with pytest.raises(Stop):
-        weit.pretrain(vit(), images(), CONFIG, smaller=[vit(16, 2)], run_dir=tmp_path / "b", loss=loss, progress=False)
+        weit.pretrain(model, images(), CONFIG, smaller=[vit(16, 2)], run_dir=tmp_path / "b", loss=loss, progress=False)
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
     torch.manual_seed(1)
     again = weit.pretrain(
         vit(), images(), CONFIG, smaller=[vit(16, 2)], run_dir=tmp_path / "b", resume=True, progress=False
     )
     assert same(whole, again)
+    onward = weit.pretrain(
+        model, images(), CONFIG, smaller=[vit(16, 2)], run_dir=tmp_path / "c", resume=True, progress=False
+    )
+    assert same(whole, onward)  # with the interrupted model itself, which is on its bank
+    assert onward["q"] is model.blocks[0].attn.q.templates
 
 
 def test_resuming_wants_the_same_sizes_rules_and_teacher(tmp_path: Path) -> None:
@@ -226,11 +236,46 @@ def test_wrong_types_name_themselves(arguments: dict, message: str) -> None:
     assert isinstance(model.blocks[0].attn.q, torch.nn.Linear)
 
 
-def test_a_kronified_model_needs_its_bank() -> None:
+def test_a_kronified_model_goes_on_with_its_own_templates() -> None:
+    model, fused = vit(), vit()
+    given = weit.kronify(model, {**SPEC, "layout": "interleaved"})
+    bank = weit.pretrain(model, images(), CONFIG, progress=False)
+    assert bank.roles == given.roles
+    assert all(bank[role] is given[role] for role in bank)
+    assert bank.layout == "interleaved"
+    assert bank.source is not None
+    rules = {r".*\.fc1": ("a", "b"), r".*\.fc2": "c"}
+    weit.kronify(fused, SPEC, rules=rules)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(fused)))
+    bank = weit.pretrain(copied, images(), CONFIG, smaller=[vit(16, 2)], rules=rules, progress=False)
+    assert bank.roles == ("a", "b", "c")
+    assert bank["b"] is copied.blocks[2].mlp.fc1.parts[1].templates
+
+
+def test_a_kronified_model_whose_roles_are_not_known_needs_its_bank() -> None:
+    def by_hand(model, templates):
+        model.blocks[0].attn.k = weit.KronLinear(32, 32, templates=templates)
+
+    def other_templates(model, templates):
+        model.blocks[1].attn.q.templates = torch.nn.Parameter(templates.detach().clone())
+
+    def other_layout(model, templates):
+        model.blocks[1].attn.q.layout = "interleaved"
+
+    for spoil, message in (
+        (by_hand, r"'blocks\.0\.attn\.k' has no role"),
+        (other_templates, r"'blocks\.1\.attn\.q' has other templates than the layers of role 'q'"),
+        (other_layout, "a bank is of one layout, but the model has layers of the layouts block and interleaved"),
+    ):
+        model = vit()
+        spoil(model, weit.kronify(model, SPEC)["q"])
+        with pytest.raises(ValueError, match=f"bank must be given for this kronified model: {message}"):
+            weit.pretrain(model, images(), CONFIG, progress=False)
+
+
+def test_the_bank_that_is_given_must_be_that_of_a_kronified_model() -> None:
     model = vit()
     bank = weit.kronify(model, SPEC)
-    with pytest.raises(ValueError, match="bank must be given"):
-        weit.pretrain(model, images(), CONFIG, progress=False)
     foreign = weit.TemplateBank({role: torch.randn(4, 8, 8) for role in bank.roles})
     with pytest.raises(ValueError, match="bank must hold the templates of the kronified model"):
         weit.pretrain(model, images(), CONFIG, bank=foreign, progress=False)

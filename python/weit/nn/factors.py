@@ -51,6 +51,7 @@ class KronFactors(KeepsShared, ComputesWeight):
     templates: nn.Parameter
     scalers: nn.Parameter
     bias: nn.Parameter | None
+    role: str | None = None  # what the templates are in a bank, if ``kronify`` made the layer
 
     def _make_factors(
         self,
@@ -143,7 +144,8 @@ class KronFactors(KeepsShared, ComputesWeight):
         return self.train(dense.training)
 
     def _factors_repr(self) -> str:
-        return f"bias={self.bias is not None}, templates={tuple(self.templates.shape)}, layout={self.layout!r}"
+        line = f"bias={self.bias is not None}, templates={tuple(self.templates.shape)}, layout={self.layout!r}"
+        return line if self.role is None else f"{line}, role={self.role!r}"
 
 
 def _alone(weight: Tensor) -> Tensor:
