@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weit.nn.init import default_template_size, nearest_scalers, reset_scalers, reset_templates
+from weit.nn.loading import LoadsWhole
 from weit.nn.sharing import KeepsShared
 from weit_kernels import kron_weight, nearest_kron
 from weit_kernels.shapes import LAYOUTS, PATHS, as_int, check_choice, check_finite, check_floating
@@ -19,7 +20,7 @@ Dense = TypeVar("Dense", bound=nn.Module)
 Layer = TypeVar("Layer", bound="KronFactors")
 
 
-class ComputesWeight(nn.Module):
+class ComputesWeight(LoadsWhole):
     """Base of layers whose dense weight is computed from what they hold, and so can be read but not assigned."""
 
     _from_dense = "KronLinear.from_linear"

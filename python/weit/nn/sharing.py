@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weit.nn.loading import LoadsWhole
 
-class KeepsShared(nn.Module):
+
+class KeepsShared(LoadsWhole):
     """Base of modules whose own parameters may also live in other modules of this kind."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
