@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weit.fields import field, read_object
-from weit.files import atomic_dir
+from weit.files import atomic_dir, digest
 from weit.models.create import create_model
 
 _FORMAT = "weit-model"
@@ -33,10 +33,11 @@ def save_model(model: nn.Module, folder: str | Path, name: str, arguments: dict[
 
 def write_model(model: nn.Module, folder: Path, name: str, arguments: dict[str, Any], **notes: Any) -> None:
     """What ``save_model`` writes, into a folder that is there and that nobody reads yet."""
-    config = {"format": _FORMAT, "model": name, "arguments": arguments, **notes}
     # Copies: safetensors refuses tensors that share memory, such as tied embeddings.
     whole = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
     save_file(whole, folder / _WEIGHTS)
+    config = {"format": _FORMAT, "model": name, "arguments": arguments, **notes}
+    config["sha256"] = {_WEIGHTS: digest(folder / _WEIGHTS)}
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -53,12 +54,15 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         config = read_object(config_file)
         if field(config, "format", str) != _FORMAT:
             raise ValueError(f"its format is {config['format']!r}, expected {_FORMAT!r}")
+        written = field(config, "sha256", dict) if "sha256" in config else {}  # folders of earlier versions have none
         model = create_model(field(config, "model", str), **field(config, "arguments", dict))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config_file} is damaged or not of this package: {error}") from error
     try:
+        if _WEIGHTS in written and digest(weights_file) != written[_WEIGHTS]:
+            raise ValueError("it holds other bytes than were written")
         model.load_state_dict(load_file(weights_file))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{weights_file} is damaged or does not fit its config.json: {reason}") from error
     return model, config

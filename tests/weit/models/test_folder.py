@@ -40,19 +40,46 @@ def test_tied_weights_are_saved(tmp_path):
     torch.testing.assert_close(load_model(tmp_path / "model")[0].state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+DAMAGED = r"model\.safetensors is damaged or does not fit its config\.json: "
+
+
+def forget_bytes(folder):
+    """As in folders of before."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_flipped_bit_is_found(saved):
+    model, folder = saved
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=DAMAGED + "it holds other bytes than were written"):
+        load_model(folder)
+    forget_bytes(folder)
+    loaded = load_model(folder)[0].state_dict()
+    assert sum(int((loaded[name] != tensor).sum()) for name, tensor in model.state_dict().items()) == 1
+
+
 def test_truncated_weights_are_one_error(saved):
     _, folder = saved
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or does not fit its config\.json"):
+    with pytest.raises(ValueError, match=DAMAGED):
+        load_model(folder)
+    forget_bytes(folder)
+    with pytest.raises(ValueError, match=DAMAGED):
         load_model(folder)
 
 
 def test_weights_of_another_size_are_one_error(saved):
     _, folder = saved
+    forget_bytes(folder)
     other = create_model("vit", **{**ARGUMENTS, "width": 32})
     save_file(other.state_dict(), folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or does not fit its config\.json"):
+    with pytest.raises(ValueError, match=DAMAGED + r"Error\(s\) in loading"):
         load_model(folder)
 
 
@@ -69,6 +96,7 @@ OURS = '{"format": "weit-model", "model": '
         (OURS + '"vit"}', "config.json lacks 'arguments'"),
         (OURS + '"vit", "arguments": {"width": -1}}', "width must be a positive integer"),
         (OURS + '"vit", "arguments": [1]}', r"'arguments' in config.json must be an object, got \[1\]"),
+        (OURS + '"vit", "arguments": {}, "sha256": 7}', "'sha256' in config.json must be an object, got 7"),
         (OURS + '5, "arguments": {}}', "'model' in config.json must be a string, got 5"),
         (OURS + '"vit", "arguments": {"mlp_ratio": Infinity}}', "mlp_ratio"),
         (OURS + '"vit", "arguments": {"name": "dit"}}', "name"),
