@@ -1,5 +1,6 @@
 """Layers, template banks and training on top of ``weit_kernels``."""
 
+from weit import models
 from weit.bank import BankSpec, Source, TemplateBank
 from weit.convert import extract_bank, kronify, materialize
 from weit.fitting import fit_scalers
@@ -24,5 +25,6 @@ __all__ = [
     "initialize",
     "kronify",
     "materialize",
+    "models",
     "pretrain",
 ]
