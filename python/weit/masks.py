@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from weit.engine.seeds import SIZE, uniform
 from weit.heads import head_dims, require_same_heads
+from weit.nn.factors import KronFactors
 from weit.scalers import check_grid, input_axes
 
 
@@ -118,10 +119,17 @@ def _skeleton(model: nn.Module, small: nn.Module, argument: str) -> tuple[nn.Mod
             check_grid(owner, f"{name!r} of {argument}", shape, limits)
         index = None if shape == limits else tuple(map(slice, shape))
         axis = inputs.get(name)
-        gain = 1.0 if axis is None else (limits[axis] / shape[axis]) ** 0.5
+        gain = 1.0
+        if axis is not None:  # by features, of which blocks hold different numbers where a template is cut
+            gain = (_inputs(owner, limits[axis]) / _inputs(small.get_submodule(path), shape[axis])) ** 0.5
         slices.append(_Slice(name, owner, leaf, index, gain))
     empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in small.parameters()}
     return copy.deepcopy(small, empty), slices
+
+
+def _inputs(layer: nn.Module, entries: int) -> int:
+    """Features that a weight with so many entries along its input axis sums over; those of scalers are blocks."""
+    return layer.dense_shape[1] if isinstance(layer, KronFactors) else entries
 
 
 def draw_size(seed: int, step: int, sizes: int, full_share: float) -> int:

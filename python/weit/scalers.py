@@ -27,13 +27,14 @@ def lay_out(
 
     Layers correspond as ``map_depth`` says. Along an axis that shrinks the first entries stay, along one that grows they
     come again from the start. Weights keep the variance of their outputs: where inputs were cut, what is left grows by
-    ``sqrt(old / new)``; where inputs come several times, they share the weight of the one, in random parts, so that the
-    copies give what the one gave, but do not stay copies when they learn.
+    ``sqrt(old / new)`` features; where inputs come several times, they share the weight of the one, in random parts, so that
+    the copies give what the one gave, but do not stay copies when they learn.
 
     Where a width that grows is no multiple of the templates', blocks that come again would not fall on the features that
     come again. There the dense weight grows, and scalers are the nearest by least squares, of the same norm: with
     templates that span every block the function is the same, with few it is a guess that fitting has to mend. The
-    source's widths are read from its norms and biases.
+    source's widths are read from its norms and biases; where those name several for inputs that are cut, blocks count in
+    place of features.
 
     Parameters that the source does not have, and those that differ along an axis that is no width, such as a head for
     other classes, keep their numbers.
@@ -60,7 +61,8 @@ def lay_out(
     check_heads(model, source)
     changed, inputs = _changed_features(model, source, counterparts), input_axes(model)
     widths = changed | _changed_grids(model, source, counterparts)
-    ragged = _ragged(model, source, counterparts, changed)
+    before = _widths_before(model, source, counterparts, changed)
+    ragged, features = _ragged(model, before), _input_widths(model, before)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in target.items():
         old = source.state.get(counterparts.get(name, ""))
@@ -74,7 +76,7 @@ def lay_out(
             continue
         new = resize(old.cpu(), tensor.shape)
         if name in inputs:
-            new = new * _gain(old.shape[inputs[name]], new.shape, inputs[name], generator)
+            new = new * _gain(old.shape[inputs[name]], new.shape, inputs[name], generator, features.get(name))
         tensor.copy_(new)
 
 
@@ -224,26 +226,46 @@ def _kron_layers(model: nn.Module) -> Iterator[tuple[str, KronFactors]]:
             yield f"{path}{_SCALERS}", module
 
 
-def _ragged(
+def _widths_before(
     model: nn.Module, source: Source, counterparts: dict[str, str], changed: set[tuple[int, int]]
-) -> dict[str, tuple[KronFactors, tuple[int, ...]]]:
+) -> dict[str, list[list[int]]]:
+    """Name of scalers → the widths that the layer's out and in may have had in the source, each from the smallest."""
+    found = {}
+    for name, layer in _kron_layers(model):
+        grid = source.state[counterparts[name]].shape[1:]
+        axes = zip(grid, layer.templates.shape[1:3], layer.dense_shape, strict=True)
+        found[name] = [_width_before(*axis, changed) for axis in axes]
+    return found
+
+
+def _width_before(blocks: int, size: int, new: int, changed: set[tuple[int, int]]) -> list[int]:
+    """Widths of so many blocks of ``size`` that ``new`` may come from: as norms and biases say, else itself or whole."""
+    known = {old for old, now in changed if now == new and ceil(old / size) == blocks}
+    return sorted(known) or [new if ceil(new / size) == blocks else blocks * size]
+
+
+def _ragged(model: nn.Module, before: dict[str, list[list[int]]]) -> dict[str, tuple[KronFactors, tuple[int, ...]]]:
     """Name of scalers → layer and its (out, in) in the source, for layers that grow from blocks that are cut."""
     found = {}
     for name, layer in _kron_layers(model):
-        before, grows = [], False
-        axes = zip(
-            source.state[counterparts[name]].shape[1:], layer.templates.shape[1:3], layer.dense_shape, strict=True
-        )
-        for blocks, size, new in axes:
-            known = {old for old, now in changed if now == new and ceil(old / size) == blocks}
-            known = known or {new if ceil(new / size) == blocks else blocks * size}
-            if len(known) > 1 and min(known) < new:
-                widths = " or ".join(map(str, sorted(known)))
-                raise ValueError(f"bank.source does not say whether {name!r} grows from {widths} features to {new}")
-            before.append(min(known))
-            grows |= before[-1] < new and before[-1] % size > 0
+        grows = False
+        for widths, size, new in zip(before[name], layer.templates.shape[1:3], layer.dense_shape, strict=True):
+            if len(widths) > 1 and widths[0] < new:
+                either = " or ".join(map(str, widths))
+                raise ValueError(f"bank.source does not say whether {name!r} grows from {either} features to {new}")
+            grows |= widths[0] < new and widths[0] % size > 0
         if grows:
-            found[name] = layer, tuple(before)
+            found[name] = layer, tuple(widths[0] for widths in before[name])
+    return found
+
+
+def _input_widths(model: nn.Module, before: dict[str, list[list[int]]]) -> dict[str, tuple[int, int]]:
+    """Name of scalers → how many inputs the layer had in the source and has now, where there is one answer."""
+    found = {}
+    for name, layer in _kron_layers(model):
+        _, widths = before[name]
+        if len(widths) == 1:
+            found[name] = widths[0], layer.dense_shape[1]
     return found
 
 
@@ -260,11 +282,17 @@ def _grow_dense(layer: KronFactors, before: Sequence[int], scalers: Tensor, gene
     return nearest * grown.norm() / found.norm().clamp_min(torch.finfo(torch.double).tiny)
 
 
-def _gain(old: int, shape: Sequence[int], axis: int, generator: torch.Generator) -> Tensor:
-    """What a weight that was cut or repeated from ``old`` entries to ``shape`` along its input ``axis`` is multiplied by."""
+def _gain(
+    old: int, shape: Sequence[int], axis: int, generator: torch.Generator, features: tuple[int, int] | None = None
+) -> Tensor:
+    """What a weight that was cut or repeated from ``old`` entries to ``shape`` along its input ``axis`` is multiplied by.
+
+    ``features``: how many the entries stand for, before and now, if they are blocks.
+    """
     new = shape[axis]
     if new <= old:
-        return torch.tensor((old / new) ** 0.5)
+        before, now = features or (old, new)
+        return torch.tensor((before / now) ** 0.5)
     copied = torch.arange(new) % old
     parts = torch.rand(tuple(shape), generator=generator) + 0.5
     totals = torch.zeros(*shape[:axis], old, *shape[axis + 1 :]).index_add_(axis, copied, parts)

@@ -38,6 +38,17 @@ def test_a_size_is_the_model_made_of_prefixes() -> None:
     assert torch.equal(model(x, size=0), big(x))
 
 
+@pytest.mark.parametrize(("wide", "narrow"), [(32, 20), (20, 16), (32, 16)])
+def test_weights_grow_by_inputs_and_not_by_blocks_of_them(wide: int, narrow: int) -> None:
+    """Two blocks of 16 hold 17 to 32 inputs."""
+    torch.manual_seed(0)
+    big, small = (nn.Sequential(nn.Linear(width, 8, bias=False)) for width in (wide, narrow))
+    bank = weit.kronify(big, {"templates": 3, "template_shape": (4, 16)}, rules={"0": "a"})
+    weit.kronify(small, bank, rules={"0": "a"})
+    answers = Elastic(big, [small])(torch.eye(narrow), size=1)
+    torch.testing.assert_close(answers, big[0].weight[:, :narrow].T * (wide / narrow) ** 0.5)
+
+
 def test_gradients_land_in_the_prefix_of_the_big_model() -> None:
     model, _ = elastic((16, 2))
     model(images()[0].double(), size=1).square().sum().backward()

@@ -143,6 +143,46 @@ def test_few_templates_keep_the_size_of_what_they_cannot_say(width: int) -> None
     assert ours / theirs == pytest.approx(1, abs=0.1)  # twice as many rows, each input's weight shared by two
 
 
+@pytest.mark.parametrize(
+    ("wide", "narrow", "norms", "gain"),
+    [
+        (32, 20, True, 32 / 20),
+        (20, 16, True, 20 / 16),
+        (20, 12, True, 20 / 12),
+        (32, 16, True, 2),
+        (64, 20, False, 64 / 20),  # whole blocks, as nothing says otherwise
+        (32, 20, False, 1),  # or the same width
+    ],
+)
+def test_weights_grow_by_inputs_and_not_by_blocks_of_them(wide: int, narrow: int, norms: bool, gain: float) -> None:
+    """Two blocks of 16 hold 17 to 32 inputs."""
+
+    def net(width: int) -> nn.Module:
+        norm = nn.LayerNorm(width) if norms else nn.Identity()
+        return nn.Sequential(norm, nn.Linear(width, 8, bias=False))
+
+    torch.manual_seed(0)
+    source, target = net(wide), net(narrow)
+    bank = weit.kronify(source, {"templates": 3, "template_shape": (4, 16)}, rules={"1": "a"})
+    bank.take_source(source)
+    weit.kronify(target, bank, rules={"1": "a"})
+    torch.testing.assert_close(target[1].weight, source[1].weight[:, :narrow] * gain**0.5)
+    if wide % 16 == narrow % 16 == 0:  # then the numbers are those of whole blocks
+        blocks = target[1].scalers.shape[2]
+        assert torch.equal(target[1].scalers, source[1].scalers[:, :, :blocks] * torch.tensor(gain**0.5))
+
+
+def test_blocks_are_counted_where_cut_inputs_may_have_had_two_widths() -> None:
+    def net(width: int, other: int) -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 8), nn.LayerNorm(other))
+
+    source, target = net(64, 60), net(20, 20)
+    bank = weit.kronify(source, {"templates": 3, "template_shape": (4, 16)}, rules={"1": "a"})
+    bank.take_source(source)
+    weit.kronify(target, bank, rules={"1": "a"})
+    torch.testing.assert_close(target[1].weight, source[1].weight[:, :20] * 2**0.5)
+
+
 def test_another_head_keeps_its_fresh_numbers(bank: weit.TemplateBank) -> None:
     model = vit(classes=7)
     head = model.head.weight.detach().clone()
