@@ -53,13 +53,13 @@ class KronLinear(KronFactors):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
         *,
         templates: int | nn.Parameter = 8,
         template_shape: tuple[int, int] | None = None,
         layout: str = "block",
         path: str = "auto",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_features = check_size("in_features", in_features)

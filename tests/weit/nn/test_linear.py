@@ -79,12 +79,6 @@ def test_dtypes(dtype):
     assert layer.to(torch.float64).to_linear().weight.dtype == torch.float64
 
 
-def test_device_and_dtype_may_be_given_by_position_as_to_torchs_own():
-    layer = KronLinear(8, 6, False, "meta", torch.float64)
-    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float64)}
-    assert layer.bias is None
-
-
 def test_state_dict_has_three_entries_and_loads():
     source, target = KronLinear(20, 12), KronLinear(20, 12)
     assert list(source.state_dict()) == ["templates", "scalers", "bias"]
