@@ -51,6 +51,13 @@ def refuse_to_add(earlier: Results, args: argparse.Namespace) -> None:
     pool([earlier])
 
 
+def set_aside(file: Path) -> Path:
+    """Rename a result file after the moment, so that another can take its name."""
+    aside = file.with_name(f"results-{datetime.now():%Y-%m-%d-%H%M%S-%f}.json")
+    file.rename(aside)
+    return aside
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and report; pytest's exit status, so 1 if anything failed."""
     args = parse(argv)
@@ -61,13 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     found, part = args.out / "results.json", args.out / "results.json.part"
-    part.unlink(missing_ok=True)  # of a run that was killed while it wrote
+    if part.is_file():
+        print(f"An earlier run left {set_aside(part)}")
     earlier = found if found.is_file() else None
     if args.add and earlier:
         try:  # before minutes are spent
             refuse_to_add(Results.read(earlier), args)
         except ValueError as error:
-            print(f"{earlier}: {error}")
+            print(f"--add: {error}")
             return 2
     # With "=": pytest, before it knows these options, takes a value by itself for a folder to look for conftest.py in.
     options = [f"--device={args.device}", f"--dtype={args.dtype}", f"--shapes={args.shapes}"]
@@ -78,13 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         part.unlink(missing_ok=True)
         print("nothing was measured, so there is no new report")
         return status or 1
-    if earlier and not args.add:
-        earlier.rename(aside := args.out / f"results-{datetime.now():%Y-%m-%d-%H%M%S}.json")
-        print(f"The results that were here are in {aside}")
     if earlier and args.add:
-        write([found, part], found)
+        try:
+            write([found, part], found)
+        except ValueError as error:  # a file that was edited meanwhile makes another code of it
+            print(f"--add: {error}; this run is in {set_aside(part)}")
+            return 1
         part.unlink()
     else:
+        if earlier:
+            print(f"The results that were here are in {set_aside(earlier)}")
         os.replace(part, found)
     results = Results.read(found)
     atomic_write(args.out / "table.md", report.document(results, {}) + "\n")

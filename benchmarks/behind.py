@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.same_work import kind_of, noise
+from benchmarks.same_work import CLOSE, at_most, kind_of, noise
 from benchmarks.tables import AUTO, PATHS, Table, cases, ratio, ratio_of
 from weit_kernels.shapes import FEW_ROWS
 
@@ -48,26 +48,25 @@ class Behind:
 
 
 def behind(shape: str, phase: str, found: Mapping[str, Row], noise: float) -> Iterator[Behind]:
-    """All contenders of a case that are faster than ``auto``, the dense layer too, but for ``auto``'s own choice by name.
-
-    ``noise``: the factor by which ratios of the same work differ.
+    """All contenders of a case that are faster than ``auto``, the dense layer too; ``auto``'s own choice, called by name, if
+    it is so by more than ``noise``, the factor by which ratios of the same work differ.
     """
     ours = found.get(AUTO)
     if ours is None:
         return
     rivals = {
         "dense": 1.0,
-        **{name: row["ratio"] for name, row in found.items() if name not in (AUTO, ours.get("plan"))},
+        **{name: row["ratio"] for name, row in found.items() if name != AUTO},
     }
     for name, theirs in sorted(rivals.items(), key=lambda item: -item[1]):
-        if theirs > ours["ratio"]:
+        if theirs > ours["ratio"] * (noise if name == ours.get("plan") else 1.0):
             stands = standing(theirs / ours["ratio"], noise)
             yield Behind(shape, phase, name, theirs, ours["ratio"], stands, _differs(name, phase, ours))
 
 
 def standing(factor: float, noise: float) -> str:
     """Whether something that is ``factor`` times as fast as ours is so by more than the same work timed twice."""
-    return "clearly" if factor > noise else f"within {noise:.2f}"
+    return "clearly" if factor > noise else f"within {at_most(noise)}"
 
 
 def family(row: Row) -> str:
@@ -87,6 +86,8 @@ def _differs(name: str, phase: str, ours: Row) -> str:
     }
     if name == "dense":
         return facts[kind]
+    if name == ours.get("plan"):
+        return "the path that `auto` chose, called by name"
     if name.startswith(PATHS):
         return f"`auto` chose {ours.get('plan', 'another path')}"
     does = WHAT_THEY_DO.get((name, kind), WHAT_THEY_DO.get((name, ""), ""))
@@ -114,8 +115,9 @@ def not_ahead(rows: Sequence[Row]) -> Table:
         "Where this package is not ahead",
         "Everything that was faster than `auto` in the same run, single layers first, then layers of the growth curves and "
         "whole models, which stand beside the dense ones alone; with both ratios to the dense layer; the dense layer "
-        "itself has ratio 1. `clearly`: by a larger factor than any two ratios of the same work in this run, which is "
-        "named otherwise: such a case may come the other way round in another run"
+        "itself has ratio 1. `clearly`: by a larger factor than two ratios of the same work of this package differ by in "
+        f"this run, and than {CLOSE}; few rows and more count apart. Else that factor is named, and the case may come the "
+        "other way round in another run"
         + (
             ", and `auto` has more visits: with few the dense layer, which feels others most, looks slower."
             if any(row.get("visits", 1) > 1 for row in rows)

@@ -84,7 +84,7 @@ def record(request: pytest.FixtureRequest) -> Record:
 @pytest.fixture(autouse=True)
 def _within_time(request: pytest.FixtureRequest, record: Record) -> None:
     if time.monotonic() > request.config.stash[DEADLINES].get(request.node.path.stem, inf):
-        record.skip(_who(request.node), NO_TIME)
+        record.skip({**_who(request.node), "case": request.node.nodeid}, NO_TIME)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -108,7 +108,8 @@ def operands(suite: SuiteShape, device: str, dtype: torch.dtype, layout: str = "
     """The operands of a shape, kept for the next caller: neighbouring benchmarks are of the same shape."""
     key = suite, device, dtype, layout
     if key not in _kept:
-        _kept.clear()  # first, as two large ones might not fit
+        while _kept:  # before the next ones are made, as two large ones might not fit
+            _kept.popitem()[1].dense.clear()  # these steps hold the operands that they are kept with
         _kept[key] = Operands(suite, device, dtype, layout)
     return _kept[key]
 

@@ -26,8 +26,8 @@ Json = dict[str, Any]
 def pool(runs: Sequence[Results]) -> Json:
     """What the file of one run would hold that had all visits of ``runs``.
 
-    Figures are renewed, medians are the median run's, what one run did not run may come from another, and memory is of the
-    first run that has it.
+    Figures are renewed, medians are the median of the runs', what one run did not run may come from another, and memory is
+    of the first run that has it.
 
     Raises:
         ValueError: the runs are of different machines, settings or commits, or their files do not say what visits found.
@@ -35,12 +35,17 @@ def pool(runs: Sequence[Results]) -> Json:
     first = runs[0]
     for run in runs:
         refuse(first, run)
+    if len({run.data["datetime"] for run in runs}) < len(runs):
+        raise ValueError("a run counts once, but two of those to pool began at the same moment")
     found: dict[str, list[Json]] = {}
+    before = 0
     for run in runs:
         for bench in run.data["benchmarks"]:
-            found.setdefault(bench["fullname"], []).append(bench)
+            found.setdefault(bench["fullname"], []).append(_numbered(bench, before))
+        before += len(run.runs)
     pooled = [_pooled(benches) for benches in found.values()]
-    measured = {_who(bench["extra_info"]) for bench in pooled}
+    measured = {_who(bench["extra_info"]) for bench in pooled} | found.keys()
+    listed = [{row.get("case") for row in run.data["weit"]["not_run"]} for run in runs if run.data["weit"]["memory"]]
     # What had no time in one run may have had a better reason in another, which then comes last.
     not_run = sorted(_all(runs, "not_run"), key=lambda row: row["reason"] != NO_TIME)
     return {
@@ -48,7 +53,12 @@ def pool(runs: Sequence[Results]) -> Json:
         "benchmarks": pooled,
         "weit": {
             **first.data["weit"],
-            "not_run": [row for who, row in {_who(row): row for row in not_run}.items() if who not in measured],
+            "not_run": [
+                row
+                for who, row in {_who(row): row for row in not_run}.items()
+                if not measured & {who, row.get("case")}
+                and not (row["suite"] == "memory" and any(row.get("case") not in cases for cases in listed))
+            ],
             "failed": list({_who(row): row for row in _all(runs, "failed")}.values()),
             "memory": _once(_all(runs, "memory"), "what", "weights", "dtype"),
             "budgets": _once(_all(runs, "budgets"), "budget_gb"),
@@ -82,6 +92,14 @@ def _once(rows: Sequence[Json], *names: str) -> list[Json]:
     return list({tuple(row[name] for name in names): row for row in reversed(rows)}.values())[::-1]
 
 
+def _numbered(bench: Json, before: int) -> Json:
+    """With each visit's run, counted from 0, where ``before`` come first."""
+    if "by_visit" not in (row := bench["extra_info"]):
+        return bench
+    visits = [{**visit, "run": before + visit.get("run", 0)} for visit in row["by_visit"]]
+    return {**bench, "extra_info": {**row, "by_visit": visits}}
+
+
 def _pooled(benches: Sequence[Json]) -> Json:
     rows = [bench["extra_info"] for bench in benches]
     if not any("ratio" in row for row in rows):
@@ -93,7 +111,8 @@ def _pooled(benches: Sequence[Json]) -> Json:
     }
     visits = [visit for row in rows for visit in row["by_visit"]]
     of = min if "fastest" in rows[0] else statistics.median
-    return {**benches[0], "extra_info": {**rows[0], **medians, **of_visits(visits, of)}}
+    plans = {"plan": " or ".join(dict.fromkeys(row["plan"] for row in rows))} if "plan" in rows[0] else {}
+    return {**benches[0], "extra_info": {**rows[0], **medians, **plans, **of_visits(visits, of)}}
 
 
 def _who(row: Mapping[str, str]) -> tuple[str | None, ...]:

@@ -19,7 +19,8 @@ class Record:
     """Rows for the JSON file.
 
     Attributes:
-        not_run: contender, suite, shape, phase and the reason, for all that could not run or had no time left.
+        not_run: contender, suite, shape, phase and the reason, for all that could not run or had no time left; of the latter
+            the test, ``case``, too, since not all have contenders.
         failed: the same for whatever raised, or computed something else than the reference.
         memory: measured and predicted bytes.
         budgets: what fits into a given memory.

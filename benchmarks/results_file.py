@@ -12,7 +12,7 @@ from benchmarks import tables
 from benchmarks.behind import not_ahead
 from benchmarks.memory import tables as memory_tables
 from benchmarks.rerun import agreement, rerun
-from benchmarks.same_work import CLOSE, pairs, same_work
+from benchmarks.same_work import CLOSE, at_most, pairs, same_work
 from benchmarks.tables import Table
 
 _CHANGED = " with local changes"
@@ -20,7 +20,7 @@ _CHANGED = " with local changes"
 
 def not_of_one(commit: str) -> bool:
     """Whether a run's ``commit`` does not say which code ran."""
-    return commit.endswith(_CHANGED) or commit == "unversioned"
+    return commit.endswith(_CHANGED) or commit in ("unversioned", "unknown", "None")
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ class Results:
         if twice := pairs(self.rows):
             agree = sum(pair.factor <= CLOSE for pair in twice)
             text += (
-                f" Of {len(twice)} pairs of ratios of the same work in this run {agree} are within a factor of {CLOSE}, all "
-                f"within {max(pair.factor for pair in twice):.2f}."
+                f" Of {len(twice)} pairs of this package's ratios that are of the same work in this run {agree} are within "
+                f"a factor of {CLOSE}, all within {at_most(max(pair.factor for pair in twice))}."
             )
         if again:
             agree, count = agreement(self.rows, again.rows)
-            text += f" Run again, {agree} of {count} ratios came within a factor of {CLOSE}."
+            text += f" Run again, {agree} of {count} ratios came within a factor of {CLOSE}." * bool(count)
         return f"{text} Runs at several hours pooled agree better: `weit bench --add`."
 
     def tables(self, again: Results | None = None) -> list[Table]:

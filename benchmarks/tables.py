@@ -175,7 +175,7 @@ def _times(rows: Sequence[Row]) -> str:
         return (
             "Times are what the fastest tenth of the interleaved rounds of a visit take (of ten or fewer, the fastest), in "
             "its fastest visit, and, in brackets, the medians of all ± the interquartile range, in ms: other users of the "
-            "machine slow rounds down and make none faster. (Of several runs pooled, the medians are the median run's.) A "
+            "machine slow rounds down and make none faster. (Of several runs pooled, medians are those of the runs'.) A "
             f"layer of less than {SHORT / 1e9:g} · 10⁹ dense operations is called once before each round, untimed, so that "
             "it finds in cache what fits there, and so is the dense layer."
         )

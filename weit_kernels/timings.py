@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def _set_foreign_aside(path: Path) -> None:
     except FileNotFoundError:
         pass
     except ValueError:
-        os.replace(path, path.with_name(path.name + ".bad"))
+        names = (path.with_name(f"{path.name}.bad{i or ''}") for i in count())
+        os.replace(path, next(name for name in names if not name.exists()))
 
 
 def _write(path: Path, entries: Mapping[str, Entry]) -> None:

@@ -37,23 +37,29 @@ def tune_shape(index: int, device: str, dtype: torch.dtype, quick: bool) -> None
 
 
 def publish(cache: Path, target: Path) -> int:
-    """Add the tuner's cache to a file of the package, written to the side and renamed; returns how many entries are new.
+    """Add the tuner's cache to a file of the package, written to the side and renamed; returns how many entries it holds.
 
-    What was tuned before stays: another format, or shapes that this time left out.
+    What was tuned before stays: in another dtype, or of shapes that this time left out.
 
     Raises:
-        ValueError: the cache is missing, damaged or holds nothing; or the file of the package is damaged.
+        ValueError: the cache is missing, damaged or holds nothing; or the file of the package is damaged or of another
+            format.
     """
     data = _read(cache)
     if not (entries := data.get("entries")):
         raise ValueError(f"{cache} holds no tuning results")
     if target.is_file():
-        data = {**data, "entries": {**_read(target).get("entries", {}), **entries}}
+        before = _read(target)
+        if before.get("format") != data.get("format"):
+            raise ValueError(
+                f"{target} is of format {before.get('format')}, but what was tuned of {data.get('format')}"
+            )
+        data = {**data, "entries": {**before.get("entries", {}), **entries}}
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_suffix(f".{os.getpid()}.part")
     beside.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     os.replace(beside, target)
-    return len(entries)
+    return len(data["entries"])
 
 
 def _read(path: Path) -> dict[str, Any]:

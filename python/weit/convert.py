@@ -87,6 +87,8 @@ def _same_family(matches: list[Match], source: Source) -> bool:
 def bank_of(model: nn.Module) -> TemplateBank:
     """The bank that ``kronify`` put ``model`` on, made anew from its layers: the very parameters, and no source.
 
+    Roles that no layer of ``model`` has are not in it.
+
     Raises:
         ValueError: no layer is kronified, or one by hand, so that its role is not known; layers of a role hold different
             templates; layouts differ.

@@ -89,7 +89,7 @@ def pretrain(
     Args:
         model: the largest size; kronified in place unless it is already, and trained.
         data, loss, run_dir, resume, progress, settings, flags: as for ``weit.engine.train``.
-        config: a ``PretrainConfig``, or a mapping with its fields.
+        config: a ``PretrainConfig``, or a mapping with its fields. ``spec`` is of new templates.
         bank: templates to go on from, in place of new ones after ``config.spec``; of a kronified ``model`` its own, which
             need not be given where ``kronify`` made all its Kron layers. All else of a dense ``model`` starts from the
             bank's source, see ``weit.scalers.lay_out``; set that to ``None`` for a start from ``model``'s own numbers and
@@ -108,7 +108,8 @@ def pretrain(
 
     Raises:
         TypeError, ValueError: bad data, rules or sizes; see also ``weit.engine.train``. After an error before the first
-            loss ``model`` is as it was.
+            loss ``model`` is as it was; after later ones it has learned: ``resume`` goes on from a checkpoint; where there
+            is none build it anew.
         FloatingPointError: the loss or, in the last step, parameters became NaN or infinite.
         OSError: ``run_dir`` cannot be written.
 

@@ -34,7 +34,7 @@ def lay_out(
     come again. There the dense weight grows, and scalers are the nearest by least squares, of the same norm: with
     templates that span every block the function is the same, with few it is a guess that fitting has to mend. The
     source's widths are read from its norms and biases; where those name several for inputs that are cut, blocks count in
-    place of features.
+    place of features, and the smallest where outputs grow so.
 
     Parameters that the source does not have, and those that differ along an axis that is no width, such as a head for
     other classes, keep their numbers.

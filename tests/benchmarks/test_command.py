@@ -15,12 +15,14 @@ from weit.cli import main
 
 
 class Suites:
-    """In place of the suites: writes what they would write, with one figure."""
+    """In place of the suites: writes what they would write, with one figure; ``dirties``: code is changed meanwhile."""
+
+    dirties = False
 
     def __init__(self, patch: pytest.MonkeyPatch, *, status: int = 0) -> None:
-        self.calls, self.status, self.seconds = 0, status, 1.0
+        self.calls, self.status, self.seconds, self.dirty = 0, status, 1.0, False
         patch.setattr(command.pytest, "main", self.run)
-        patch.setattr(command, "get_commit_info", lambda: {"id": "0123456789abcdef", "dirty": False})
+        patch.setattr(command, "get_commit_info", lambda: {"id": "0123456789abcdef", "dirty": self.dirty})
         about = made_up()["machine_info"]
         patch.setattr(command, "machine", lambda: about["weit"])
         patch.setattr(command.torch, "get_num_threads", lambda: about["threads"])
@@ -29,12 +31,14 @@ class Suites:
         self.calls += 1
         (part,) = (each.partition("=")[2] for each in arguments if each.startswith("--benchmark-json="))
         assert not Path(part).exists()
+        self.dirty = self.dirties
         if self.status != 4:
             by_visit = [{"rounds": 5, "dense_seconds": 4.0, "seconds": self.seconds}]
             row = figures("linear", "auto", 4.0 / self.seconds, plan="panel_torch", by_visit=by_visit, **VISITS)
+            began = {"datetime": f"2026-01-02T03:04:0{self.calls}"}
             benches = [{"fullname": "x", "extra_info": row}]
             Path(part).write_text(
-                json.dumps({**made_up(), "commit_info": command.get_commit_info(), "benchmarks": benches})
+                json.dumps({**made_up(), "commit_info": command.get_commit_info(), "benchmarks": benches} | began)
             )
         return self.status
 
@@ -74,7 +78,20 @@ def test_what_cannot_be_added_is_refused_before_it_runs(
     assert "they differ in commit (0123456789ab, another)" in capsys.readouterr().out
 
 
-def test_what_a_killed_run_left_is_nobodys_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_can_no_longer_be_added_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suites = Suites(monkeypatch)
+    assert command.main(["--out", str(tmp_path)]) == 0
+    suites.dirties, suites.seconds = True, 2.0
+    assert command.main(["--out", str(tmp_path), "--add"]) == 1
+    (kept,) = tmp_path.glob("results-*.json")
+    assert Results.read(kept).rows[0]["ratio"] == 2.0
+    assert str(kept) in capsys.readouterr().out
+    assert ratio(tmp_path) == 4.0
+
+
+def test_what_a_killed_run_left_is_no_result_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suites = Suites(monkeypatch)
     assert command.main(["--out", str(tmp_path)]) == 0
     (tmp_path / "results.json.part").write_text(json.dumps(made_up()))
@@ -83,6 +100,8 @@ def test_what_a_killed_run_left_is_nobodys_result(tmp_path: Path, monkeypatch: p
     assert command.main(["--out", str(tmp_path)]) == 4
     assert (tmp_path / "results.json").read_text() == first
     assert not (tmp_path / "results.json.part").exists()
+    (kept,) = tmp_path.glob("results-*.json")
+    assert kept.read_text() == json.dumps(made_up())
 
 
 def test_weit_bench_outside_a_checkout_says_so(

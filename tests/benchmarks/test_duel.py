@@ -1,5 +1,7 @@
 """Who is not timed is on record, with the reason; options mean what they say."""
 
+import gc
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
-from benchmarks import conftest, models
+from benchmarks import conftest, models, operands
 from benchmarks.conftest import pytest_runtest_makereport
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.weit import Kron
@@ -114,6 +116,20 @@ def test_on_a_gpu_medians_count(monkeypatch: pytest.MonkeyPatch) -> None:
     info = interleave(stub(2.0), lambda: None, lambda: None, Options(device="cuda"), Record())
     assert (info["dense_seconds"], info["seconds"], info["ratio"]) == (3.5, 2.0, 1.75)
     assert "fastest" not in info
+
+
+def test_one_shape_goes_before_the_next_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.disable()  # which would hide what holds itself
+    try:
+        duel(stub(), "linear", SUITE, "train", AUTO, Options(quick=True), Record())
+        (kept,) = operands._kept.values()
+        gone = weakref.ref(kept)
+        del kept
+        monkeypatch.setattr(operands, "Operands", lambda *_: gone())
+        assert operands.operands(replace(SUITE, rows=7), "cpu", torch.float32) is None
+    finally:
+        gc.enable()
+        operands._kept.clear()
 
 
 def test_results_are_checked_at_the_first_visit_alone(monkeypatch: pytest.MonkeyPatch) -> None:

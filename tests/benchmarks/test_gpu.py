@@ -336,8 +336,11 @@ def test_what_was_tuned_before_stays(tmp_path: Path) -> None:
     cache, target = tmp_path / "tune.json", tmp_path / "gpu.json"
     for key, count in (("a", 1), ("b", 2)):
         cache.write_text(json.dumps({"format": 1, "entries": {key: {}}}))
-        assert tune.publish(cache, target) == 1
+        assert tune.publish(cache, target) == count
         assert len(json.loads(target.read_text())["entries"]) == count
+    cache.write_text(json.dumps({"format": 2, "entries": {"c": {}}}))
+    with pytest.raises(ValueError, match=r"is of format 1, but what was tuned of 2"):
+        tune.publish(cache, target)
 
 
 def test_importing_the_package_imports_no_torch() -> None:

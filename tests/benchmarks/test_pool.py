@@ -17,7 +17,8 @@ from tests.benchmarks.test_report import made_up
 
 def run(name: str, visits: dict[str, list[tuple[float, float]]], **others: object) -> Results:
     """A run that timed what ``visits`` names: seconds of the dense layer and of the contender."""
-    data = {**made_up(), "commit_info": {"id": "0123456789abcdef", "dirty": False}, **copy.deepcopy(others)}
+    code = {"id": "0123456789abcdef", "dirty": False}
+    data = {**made_up(), "commit_info": code, "datetime": f"2026-01-02, run {name}", **copy.deepcopy(others)}
     data["benchmarks"] = [bench(who, found) for who, found in visits.items()] + [
         {"fullname": "memory", "extra_info": {}}
     ]
@@ -50,6 +51,7 @@ def test_the_fastest_visits_of_all_runs_count() -> None:
     again = pool.pool([pooled, run("c", {"x": [(2.0, 2.0)]})])
     assert again["benchmarks"][0]["extra_info"]["ratio"] == 2.0
     assert Results("", again).machine["runs"] == "3"
+    assert [visit["run"] for visit in again["benchmarks"][0]["extra_info"]["by_visit"]] == [0, 0, 1, 2]
     assert first.rows[0]["ratio"] == 0.0  # as it was
 
 
@@ -79,6 +81,29 @@ def test_what_one_run_was_not_asked_for_comes_from_another() -> None:
     none = {**weit, "memory": [], "budgets": []}
     found = pool.pool([run("a", {}, weit=none), run("b", {}, weit=weit), run("c", {}, weit=weit)])["weit"]
     assert (found["memory"], found["budgets"]) == (weit["memory"], weit["budgets"])
+
+
+def test_a_case_without_a_contender_is_known_by_its_test() -> None:
+    weit = {**made_up()["weit"], "failed": []}
+    late = {"suite": "models", "shape": "test_models[vit]", "case": "x", "reason": NO_TIME}
+    budgets = {"suite": "memory", "shape": "test_budgets", "case": "budgets", "reason": NO_TIME}
+    first = run("a", {}, weit={**weit, "not_run": [late, budgets], "memory": []})
+    assert pool.pool([first, run("b", {"x": [(1.0, 1.0)]}, weit={**weit, "not_run": []})])["weit"]["not_run"] == []
+    other = run("b", {"y": [(1.0, 1.0)]}, weit={**weit, "not_run": [], "memory": []})
+    assert pool.pool([first, other])["weit"]["not_run"] == [late, budgets]
+
+
+def test_a_run_counts_once() -> None:
+    twice = run("a", {"x": [(1.0, 1.0)]})
+    with pytest.raises(ValueError, match="a run counts once"):
+        pool.pool([twice, twice])
+
+
+def test_where_runs_chose_otherwise_both_choices_are_named() -> None:
+    runs = [run(name, {"x": [(1.0, 1.0)]}) for name in "abc"]
+    for each, plan in zip(runs, ("panel_torch", "panel_cpp", "panel_torch"), strict=True):
+        each.data["benchmarks"][0]["extra_info"]["plan"] = plan
+    assert pool.pool(runs)["benchmarks"][0]["extra_info"]["plan"] == "panel_torch or panel_cpp"
 
 
 def test_what_ran_must_be_known() -> None:
@@ -121,7 +146,7 @@ def test_runs_of_different_machines_are_not_pooled(what: str) -> None:
 def test_the_command(tmp_path: Path) -> None:
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, seconds in zip(files, (2.0, 1.0), strict=True):
-        file.write_text(json.dumps(run("", {"x": [(4.0, seconds)]}).data))
+        file.write_text(json.dumps(run(file.name, {"x": [(4.0, seconds)]}).data))
     pool.main([*map(str, files), "--out", str(files[0])])
     assert Results.read(files[0]).rows[0]["ratio"] == 4.0
     older = run("", {"x": [(4.0, 1.0)]}).data

@@ -180,7 +180,7 @@ def test_who_is_ahead_is_named_with_what_differs() -> None:
 def test_the_same_work_timed_twice_says_how_far_to_trust_a_ratio() -> None:
     rows = [
         figures("linear", "auto", 3.0, plan="panel_torch"),
-        figures("linear", "panel_torch", 3.6),
+        figures("linear", "panel_torch", 3.3),
         figures("linear", "materialised", 3.5),
         figures("peers", "auto", 2.5),
         figures("linear", "auto", 8.0, plan="panel_torch", rows=1, shape="decode"),
@@ -191,10 +191,19 @@ def test_the_same_work_timed_twice_says_how_far_to_trust_a_ratio() -> None:
         ("llm_4096 train, beside peers", MANY),
         ("decode train, by name", FEW),
     ]
-    assert [pair.factor for pair in pairs(rows)] == pytest.approx([1.2, 1.2, 1.1])
-    assert same_work(rows).rows[1] == [MANY, "2", "0", "1.20", "1.20", "llm_4096 train, by name"]
+    assert [pair.factor for pair in pairs(rows)] == pytest.approx([1.1, 1.2, 1.1])
+    assert same_work(rows).rows[1] == [MANY, "2", "1", "1.15", "1.20", "llm_4096 train, beside peers"]
     assert [row[2] for row in not_ahead(rows).rows] == ["materialised"]  # not the path that auto chose
     assert not_ahead(rows).rows[0][7] == "within 1.20"
+
+
+def test_a_slow_choice_does_not_hide_itself() -> None:
+    rows = [
+        figures("linear", "auto", 1.0, plan="panel_cpp"),
+        figures("linear", "panel_cpp", 3.0),
+        figures("linear", "materialised", 2.0),
+    ]
+    assert [(row[2], row[7]) for row in not_ahead(rows).rows] == [("panel_cpp", "clearly"), ("materialised", "clearly")]
 
 
 def test_what_is_further_ahead_than_the_same_work_is_so_clearly() -> None:

@@ -65,15 +65,22 @@ def run(parser: Parser, given: Namespace) -> None:
         )
     if missing := [name for name in ("pytest", "pytest_benchmark", "pytest_timeout") if find_spec(name) is None]:
         raise RuntimeError(f"the suites need {', '.join(missing)}: pip install .[bench]")
+    before = _written(flags.out)
     suites = subprocess.Popen([sys.executable, "-m", "benchmarks", *flags.arguments()])
     try:
         status = suites.wait()
     except KeyboardInterrupt:
         suites.wait()  # the same Ctrl-C stopped them, and they still write what they measured
         raise
-    if status not in NOT_RUN and flags.out.is_dir():
+    if _written(flags.out) != before:
         write_flags(flags.out, flags_of(given))
     if status in NOT_RUN:
         raise RuntimeError("the suites did not start: what is wrong with the options or the suites is said above")
     if status:
         raise RuntimeError("not everything ran: what failed is listed above and, if there is one, in the report")
+
+
+def _written(out: Path) -> int | None:
+    """When the results in ``out`` were written, if there are any."""
+    results = out / "results.json"
+    return results.stat().st_mtime_ns if results.is_file() else None

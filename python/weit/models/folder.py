@@ -60,7 +60,7 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise ValueError(f"{config_file} is damaged or not of this package: {error}") from error
     try:
         if _WEIGHTS in written and digest(weights_file) != written[_WEIGHTS]:
-            raise ValueError("it holds other bytes than were written")
+            raise ValueError("it holds other bytes than were written; save_model writes both")
         model.load_state_dict(load_file(weights_file))
     except (SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]

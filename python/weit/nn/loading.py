@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 
 class LoadsWhole(nn.Module):
     """Base of modules whose ``load_state_dict`` changes all that it is asked to change, or nothing."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        if isinstance(state_dict, Mapping):
-            # A rehearsal: what fits is the module's own numbers, so that torch says what does not before it copies any.
-            own = self.state_dict()
-            super().load_state_dict({k: own[k] if _fits(v, own.get(k)) else v for k, v in state_dict.items()}, strict)
-        return super().load_state_dict(state_dict, strict, assign)
-
-
-def _fits(given: object, own: Tensor | None) -> bool:
-    return isinstance(given, Tensor) and own is not None and given.shape == own.shape
+        held: list[Any] = [
+            (store, name, tensor, tensor.detach().clone())
+            for module in self.modules()
+            for store in (module._parameters, module._buffers)
+            for name, tensor in store.items()
+            if tensor is not None
+        ]
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except BaseException:
+            with torch.no_grad():
+                for store, name, tensor, value in held:
+                    tensor.copy_(value)
+                    store[name] = tensor
+            raise

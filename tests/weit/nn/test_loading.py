@@ -46,6 +46,21 @@ def test_a_state_that_is_refused_changes_nothing(make, message, damage, assign) 
     torch.testing.assert_close(given, kept, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("assign", "wrong"), [(True, lambda tensor: tensor.long()), (False, lambda tensor: tensor.to("meta"))]
+)
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_nor_does_one_that_is_refused_while_it_is_copied(make, assign, wrong) -> None:
+    module = make()
+    before, parameters = numbers(module), dict(module.named_parameters(remove_duplicate=False))
+    given = {name: tensor + 1 for name, tensor in before.items()}
+    last = list(given)[-1]
+    with pytest.raises(RuntimeError):
+        module.load_state_dict({**given, last: wrong(given[last])}, assign=assign)
+    torch.testing.assert_close(numbers(module), before, rtol=0, atol=0)
+    assert all(module.get_parameter(name) is parameter for name, parameter in parameters.items())
+
+
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_a_state_that_fits_is_loaded(make, assign) -> None:
