@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("pytest_benchmark")
 
-from benchmarks import conftest, pool
+from benchmarks import conftest, pool, ways
 from benchmarks.record import NO_TIME
 from benchmarks.results_file import Results
 from tests.benchmarks.test_report import made_up
@@ -155,3 +155,17 @@ def test_the_command(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="x does not say what its visits found: an earlier version measured it"):
         pool.main([*map(str, files), "--out", str(tmp_path / "c.json")])
     assert not (tmp_path / "c.json").exists()
+
+
+def test_pools_are_compared_in_all_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = {"a": 1.0, "b": 1.02, "c": 1.5, "d": 1.07}
+    runs = [run(name, {"x": [(4.0, each)], "y": [(4.0, 1.0)]}) for name, each in seconds.items()]
+    del runs[0].data["benchmarks"][1]["extra_info"]["contender"]  # as growth curves have none
+    files = [tmp_path / "first.json", tmp_path / "last.json"]
+    files[0].write_text(json.dumps(pool.pool(runs[:3])))
+    files[1].write_text(json.dumps(runs[3].data))
+    ways.main([*map(str, files)])
+    said = capsys.readouterr().out
+    assert "Of 2 ratios, and of 2 of `auto`" in said
+    assert "| two of 1 | 6 | 1, 2, 2 | 1, 1, 2 |" in said  # 1 s, 1.02 and 1.07 agree; 1.02 with both within 1.05
+    assert "| two of 2 | 3 | 2, 2, 2 | 1, 2, 2 |" in said  # 1.02 and 1 s, 1.02 and 1, 1 and 1.02 or 1.07
