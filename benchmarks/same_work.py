@@ -21,13 +21,13 @@ FEW, MANY = f"up to {FEW_ROWS} rows", "more rows"
 class Pair:
     """Two ratios of one computation; ``factor`` from 1: how many times as large one is as the other.
 
-    ``hidden``: it is called by name and faster by so much that ``auto`` may not only seem, but be slower.
+    ``suspect``: called by name it is faster by so much that ``auto`` may be slower indeed.
     """
 
     case: str
     kind: str
     factor: float
-    hidden: bool = False
+    suspect: bool = False
 
 
 def pairs(rows: Sequence[Row]) -> list[Pair]:
@@ -38,8 +38,8 @@ def pairs(rows: Sequence[Row]) -> list[Pair]:
     found = []
     for shape, phase, what, one, other in _twice(rows):
         change = other["ratio"] / one["ratio"]
-        hidden = what == _BY_NAME and change > CLOSE
-        found.append(Pair(f"{shape} {phase}{what}", kind_of(one), max(change, 1 / change), hidden))
+        suspect = what == _BY_NAME and change > CLOSE
+        found.append(Pair(f"{shape} {phase}{what}", kind_of(one), max(change, 1 / change), suspect))
     return found
 
 
@@ -67,7 +67,7 @@ def kind_of(row: Row) -> str:
 def noise(rows: Sequence[Row]) -> dict[str, float]:
     """Kind of case → factor by which two ratios of the same work differed at the most, and ``CLOSE`` at the least."""
     found = {FEW: CLOSE, MANY: CLOSE}
-    for pair in (each for each in pairs(rows) if not each.hidden):
+    for pair in (each for each in pairs(rows) if not each.suspect):
         found[pair.kind] = max(found[pair.kind], pair.factor)
     return found
 
