@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.replace(part, found)
     results = Results.read(found)
     atomic_write(args.out / "table.md", report.document(results, {}) + "\n")
-    print(f"Report: {html.write(results, args.out)}; figures: {found}")
+    of = f", of {len(results.runs)} runs pooled" if len(results.runs) > 1 else ""
+    print(f"Report: {html.write(results, args.out)}; figures: {found}{of}")
     return status
 
 

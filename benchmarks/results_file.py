@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from benchmarks.rerun import agreement, rerun
 from benchmarks.same_work import CLOSE, at_most, pairs, same_work
 from benchmarks.tables import Table
 
+BUSY = 1.25  # times the fastest rounds that half of all may take, before a report says that others slowed them down
+ENOUGH = 10  # pairs of the same work, before they say how far to trust others
 _CHANGED = " with local changes"
 
 
@@ -94,7 +97,13 @@ class Results:
         """How to read a ratio, and how far to trust one."""
         quietest = " in its quietest moments" * tables.by_fastest(self.rows)
         text = f"A ratio of 2 means half the dense layer's time on this machine{quietest}."
-        if twice := pairs(self.rows):
+        slower = [row["dense_median"] / row["dense_seconds"] for row in self.rows if "dense_median" in row]
+        if slower and statistics.median(slower) > BUSY:
+            text += (
+                f" The machine was busy: half of the dense layer's rounds took {statistics.median(slower):.2f} times its "
+                "fastest or longer, in the middle of all cases. Ratios may be as far off."
+            )
+        if len(twice := pairs(self.rows)) >= ENOUGH:
             agree = sum(pair.factor <= CLOSE for pair in twice)
             text += (
                 f" Of {len(twice)} pairs of this package's ratios that are of the same work in this run {agree} are within "

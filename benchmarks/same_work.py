@@ -89,7 +89,8 @@ def same_work(rows: Sequence[Row]) -> Table:
         "What `auto` does is timed beside this package's paths, beside peers, and by the name of the path that it chose: "
         f"pairs of ratios that would be the same on a machine without other users; how many are within a factor of {CLOSE}, "
         "the factor in the middle, and the largest with its case. A smaller difference between two ratios of this run says "
-        "nothing; those of peers and of plain torch, which move more through memory, may come further apart.",
+        "nothing, and a larger one something only if there are many pairs and others left the machine alone; those of peers "
+        "and of plain torch, which move more through memory, may come further apart.",
         ("cases of", "pairs", "agree", "median", "largest", "which"),
         lines,
         words=1,

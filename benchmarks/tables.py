@@ -84,7 +84,7 @@ def ours(rows: Sequence[Row]) -> Table:
         "This package beside the dense layer",
         f"{_times(rows)} `ratio` is how many times as fast as the dense layer by that, `visits` the lowest and the highest "
         "ratio of a single visit to both. "
-        "`limit` is that ratio if operations alone counted; in training they "
+        "`limit` is that ratio if operations alone counted, `share` how much of it was reached; in training they "
         "include this package's making the intermediate again in the backward pass, so a peer that keeps it can exceed it. "
         "`auto` is what the package chooses (`plan`); `best path` is the fastest of all paths and backends asked for by "
         "name; `materialised` makes the weight anew in every call, eager and under `torch.compile`.",

@@ -58,12 +58,13 @@ def test_earlier_results_are_kept_beside_new_ones(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "report.html").exists()
 
 
-def test_runs_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     suites = Suites(monkeypatch)
     for suites.seconds, expected in ((2.0, 2.0), (1.0, 4.0), (8.0, 4.0)):
         assert command.main(["--out", str(tmp_path), "--add"]) == 0
         assert ratio(tmp_path) == expected
     assert Results.read(tmp_path / "results.json").machine["runs"] == "3"
+    assert "results.json, of 3 runs pooled" in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob("*.json*")] == ["results.json"]
 
 

@@ -206,6 +206,28 @@ def test_a_slow_choice_does_not_hide_itself() -> None:
     assert [(row[2], row[7]) for row in not_ahead(rows).rows] == [("panel_cpp", "clearly"), ("materialised", "clearly")]
 
 
+@pytest.mark.parametrize("slower", [1.2, 3.0])
+def test_a_busy_machine_is_said_to_be_one(slower: float) -> None:
+    data = made_up()
+    for bench in data["benchmarks"]:
+        if "dense_seconds" in (row := bench["extra_info"]):
+            row["dense_median"] = slower * row["dense_seconds"]
+    said = Results("", data).reading()
+    assert ("dense layer's rounds took 3.00 times its fastest or longer" in said) == (slower > 2)
+
+
+def test_few_pairs_say_nothing_of_others() -> None:
+    data, rows = made_up(), []
+    for i in range(10):
+        rows += [
+            figures(suite, "auto", ratio, shape=f"{i}", plan="") for suite, ratio in (("linear", 1.0), ("peers", 1.05))
+        ]
+    data["benchmarks"] = [{"extra_info": row} for row in rows]
+    assert "Of 10 pairs of this package's ratios" in Results("", data).reading()
+    del data["benchmarks"][-1]
+    assert "pairs" not in Results("", data).reading()
+
+
 def test_what_is_further_ahead_than_the_same_work_is_so_clearly() -> None:
     rows = [figures("linear", "auto", 3.0, plan="panel_torch"), figures("linear", "materialised", 3.5)]
     assert not_ahead(rows).rows[0][7] == "clearly"

@@ -129,7 +129,7 @@ def _own_images(kind: str, root: Path | None, options: dict[str, Any]) -> Classi
     try:
         from weit.tasks import images
     except (ImportError, RuntimeError) as error:  # the latter beside a torch that torchvision is not built for
-        needed = "torchvision, built for this torch: pip install .[images]"
+        needed = "torchvision, built for this torch: from the index that torch came from, or pip install .[images]"
         raise RuntimeError(f"data {kind} needs {needed} ({error})") from error
     return images.load(kind, root, **options)
 
