@@ -309,3 +309,5 @@ def main(out: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(0)  # a thread of torch's may outlive the interpreter, which now and then aborts when all is done
