@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.same_work import CLOSE, at_most, kind_of, noise
+from benchmarks.same_work import CLOSE, FEW, at_most, kind_of, noise
 from benchmarks.tables import AUTO, PATHS, Table, cases, ratio, ratio_of
-from weit_kernels.shapes import FEW_ROWS
 
 Row = Mapping[str, Any]
 SAVES = 1.05  # an operation limit below this leaves nothing to save
@@ -54,10 +53,7 @@ def behind(shape: str, phase: str, found: Mapping[str, Row], noise: float) -> It
     ours = found.get(AUTO)
     if ours is None:
         return
-    rivals = {
-        "dense": 1.0,
-        **{name: row["ratio"] for name, row in found.items() if name != AUTO},
-    }
+    rivals = {"dense": 1.0, **{name: row["ratio"] for name, row in found.items() if name != AUTO}}
     for name, theirs in sorted(rivals.items(), key=lambda item: -item[1]):
         if theirs > ours["ratio"] * (noise if name == ours.get("plan") else 1.0):
             stands = standing(theirs / ours["ratio"], noise)
@@ -71,7 +67,7 @@ def standing(factor: float, noise: float) -> str:
 
 def family(row: Row) -> str:
     """The kind of case: ``few rows``, ``no saving`` of operations, or ``saving``."""
-    if row["rows"] <= FEW_ROWS:
+    if kind_of(row) == FEW:
         return "few rows"
     return "saving" if row["limit"] > SAVES else "no saving"
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.same_work import CLOSE
+from benchmarks.same_work import CLOSE, apart
 from benchmarks.tables import Table
 
 Row = Mapping[str, Any]
@@ -45,11 +45,7 @@ def _changes(rows: Sequence[Row], again: Sequence[Row], medians: bool = False) -
 
 
 def _agree(change: float) -> bool:
-    return _factor(change) <= CLOSE
-
-
-def _factor(change: float) -> float:
-    return max(change, 1 / change)
+    return apart(change) <= CLOSE
 
 
 def _line(who: tuple[str, str], changes: Mapping[Case, float], medians: Mapping[Case, float]) -> list[str]:
@@ -59,7 +55,7 @@ def _line(who: tuple[str, str], changes: Mapping[Case, float], medians: Mapping[
         f"{len(changes)}",
         f"{sum(map(_agree, changes.values()))}",
         f"{sum(map(_agree, medians.values()))}",
-        f"{statistics.median(map(_factor, changes.values())):.3f}",
+        f"{statistics.median(map(apart, changes.values())):.3f}",
         said,
     ]
 

@@ -39,7 +39,7 @@ def pairs(rows: Sequence[Row]) -> list[Pair]:
     for shape, phase, what, one, other in _twice(rows):
         change = other["ratio"] / one["ratio"]
         suspect = what == _BY_NAME and change > CLOSE
-        found.append(Pair(f"{shape} {phase}{what}", kind_of(one), max(change, 1 / change), suspect))
+        found.append(Pair(f"{shape} {phase}{what}", kind_of(one), apart(change), suspect))
     return found
 
 
@@ -52,6 +52,11 @@ def _twice(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, Row, Row]]:
             yield shape, phase, _BY_NAME, auto, named
         if (again := beside_peers.get((shape, phase), {}).get(AUTO)) is not None:
             yield shape, phase, ", beside peers", auto, again
+
+
+def apart(change: float) -> float:
+    """The factor from 1 by which something changed, up or down."""
+    return max(change, 1 / change)
 
 
 def at_most(factor: float) -> str:

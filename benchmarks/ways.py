@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_file import Results
-from benchmarks.same_work import CLOSE
-from benchmarks.tables import AUTO, Table
+from benchmarks.same_work import CLOSE, apart
+from benchmarks.tables import AUTO, Table, compared
 
 _CLOSER = 1.05
 Visits = list[tuple[float, float]]  # seconds of the dense layer and of the contender
@@ -26,11 +26,10 @@ def visits_of(files: Sequence[Results]) -> tuple[dict[str, dict[int, Visits]], s
     """Visits of every figure by run, which figures are ``auto``'s, and how many runs there are."""
     figures: dict[str, dict[int, Visits]] = {}
     chosen, before = set(), 0
-    timed = {id(row) for file in files for row in file.rows}
     for file in files:
         for bench in file.data["benchmarks"]:
             name, row = bench["fullname"], bench["extra_info"]
-            if id(row) not in timed:
+            if not compared(row):
                 continue
             if row.get("contender", AUTO) == AUTO:
                 chosen.add(name)
@@ -48,7 +47,7 @@ def ways(files: Sequence[Results]) -> Table:
     for size in range(1, runs // 2 + 1):
         pools = {members: _ratios(figures, members) for members in combinations(range(runs), size)}
         pairs = [(one, other) for one, other in combinations(pools, 2) if not {*one} & {*other}]
-        changes = [{name: _factor(pools[a][name], pools[b][name]) for name in figures} for a, b in pairs]
+        changes = [{name: apart(pools[a][name] / pools[b][name]) for name in figures} for a, b in pairs]
         cells = [
             _spread(sum(change[name] <= limit for name in names) for change in changes)
             for names in (figures.keys(), chosen & figures.keys())
@@ -71,10 +70,6 @@ def _ratios(figures: Figures, members: Sequence[int]) -> dict[str, float]:
         dense, seconds = zip(*(visit for run in members for visit in by_run[run]), strict=True)
         found[name] = min(dense) / min(seconds)
     return found
-
-
-def _factor(one: float, other: float) -> float:
-    return max(one / other, other / one)
 
 
 def _spread(counts: Iterable[int]) -> str:
